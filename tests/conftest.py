@@ -1,0 +1,60 @@
+"""Eight devices to shard over, strictness that finds bugs for nothing, and a toy corpus."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import random
+import tempfile
+
+import jax
+import pytest
+
+from tfx import config as configs
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Many tests train the same tiny program: compile it once.
+_compiled = tempfile.TemporaryDirectory()
+jax.config.update("jax_compilation_cache_dir", _compiled.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """Text files {train,valid}.{a,b}: b is a with its words in reverse order."""
+    folder, rng = tmp_path_factory.mktemp("toy"), random.Random(0)
+    for split, count in (("train", 120), ("valid", 24)):
+        words = [
+            rng.choices(["red", "green", "blue", "one", "two", "three"], k=rng.randint(1, 7))
+            for _ in range(count)
+        ]
+        for side, order in (("a", 1), ("b", -1)):
+            text = "".join(" ".join(line[::order]) + "\n" for line in words)
+            (folder / f"{split}.{side}").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_config(toy):
+    """A function of overrides, {"optim.lr": 0.1}, that makes a config over the toy corpus."""
+
+    def make(overrides=()):
+        config = configs.tiny(configs.defaults())
+        split = lambda name: f"{toy}/{name}.a,{toy}/{name}.b"
+        config.data.update(
+            source="files", train=split("train"), valid=split("valid"), test=split("valid")
+        )
+        config.tokenizer.vocab = 40
+        config.optim.update(lr=5e-3, schedule="rsqrt", warmup=4)
+        config.train.update(steps=8)
+        config.eval.update(every=0)
+        config.checkpoint.update(every=4)
+        config.decode.extra = 4
+        for key, value in dict(overrides).items():
+            section, _, name = key.rpartition(".")
+            (config[section] if section else config)[name] = value
+        return configs.freeze(config)
+
+    return make

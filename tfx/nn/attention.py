@@ -1,0 +1,130 @@
+"""Attention: every query reads a mean of values, weighted by how well its key matches.
+
+`attend` is the equation. `Attention` puts learned projections around it and serves
+encoder self-attention, causal self-attention and cross-attention alike: what differs is
+only which keys and values it is given, and the mask.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jax.nn import initializers
+
+from tfx.nn.dropout import Dropout
+from tfx.nn.linear import Linear, parameter
+
+
+def attend(scores_BHTS, v_BSHK, mask_B1TS=None, dropout=lambda weights: weights):
+    """softmax(scores) v: Vaswani et al. (2017), equation 1, given the scores.
+
+    Args:
+      scores_BHTS: match of query t and key s, per head.
+      v_BSHK: values.
+      mask_B1TS: True where query t may read key s; any axis but S may be 1. A query that
+        may read nothing gets zeros.
+      dropout: applied to the weights.
+
+    Returns:
+      The weighted means [B, T, H, K] and the weights [B, H, T, S], float32, before dropout.
+    """
+    scores_BHTS = scores_BHTS.astype(jnp.float32)
+    if mask_B1TS is not None:
+        scores_BHTS = jnp.where(mask_B1TS, scores_BHTS, -1e30)
+    weights_BHTS = jax.nn.softmax(scores_BHTS)
+    if mask_B1TS is not None:
+        weights_BHTS = jnp.where(mask_B1TS, weights_BHTS, 0)
+    used_BHTS = dropout(weights_BHTS).astype(v_BSHK.dtype)
+    return jnp.einsum("BHTS,BSHK->BTHK", used_BHTS, v_BSHK), weights_BHTS
+
+
+def scaled_dot(module, q_BTHK, k_BSHK):
+    """q k^T / sqrt(K): Vaswani et al. (2017), equation 1."""
+    q_BTHK = q_BTHK * jnp.asarray(q_BTHK.shape[-1] ** -0.5, q_BTHK.dtype)
+    return jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK)
+
+
+def dot(module, q_BTHK, k_BSHK):
+    """q k^T, not scaled: Luong et al. (2015), "dot"."""
+    return jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK)
+
+
+def general(module, q_BTHK, k_BSHK):
+    """q W k^T with a learned matrix per head: Luong et al. (2015), "general"."""
+    heads, width = q_BTHK.shape[-2:]
+    init = initializers.glorot_uniform(in_axis=1, out_axis=2, batch_axis=0)
+    matrix_HKK = parameter(module, "score_matrix", init, "HKK", (heads, width, width))
+    q_BTHK = jnp.einsum("BTHJ,HJK->BTHK", q_BTHK, matrix_HKK.astype(q_BTHK.dtype))
+    return jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK)
+
+
+def additive(module, q_BTHK, k_BSHK):
+    """v tanh(q + k): Bahdanau et al. (2015), A.1.2; their two matrices are the query and
+    key projections. Takes memory B*T*S*H*K."""
+    heads, width = q_BTHK.shape[-2:]
+    init = initializers.normal(width**-0.5)
+    vector_HK = parameter(module, "score_vector", init, "HK", (heads, width))
+    sum_BTSHK = jnp.tanh(q_BTHK[:, :, None] + k_BSHK[:, None])
+    return jnp.einsum("BTSHK,HK->BHTS", sum_BTSHK, vector_HK.astype(q_BTHK.dtype))
+
+
+SCORES = {"scaled": scaled_dot, "dot": dot, "general": general, "additive": additive}
+
+
+@struct.dataclass
+class KeyValues:
+    """What an attention reads. Made from the text itself, from an encoder's output, or
+    kept from earlier steps as a cache. Each head's keys lie together, as the product with
+    queries wants them: a cache in any other order would be copied at every step."""
+
+    k_BHSK: jax.Array
+    v_BHSK: jax.Array
+
+    def write(self, new: "KeyValues", slot: jax.Array) -> "KeyValues":
+        """These, with `new` [B, H, W, K] in the slots from `slot` on."""
+        update = lambda old, part: jax.lax.dynamic_update_slice_in_dim(old, part, slot, 2)
+        return jax.tree.map(update, self, new)
+
+
+class Attention(nn.Module):
+    """Multi-head attention: Vaswani et al. (2017), 3.2.2.
+
+    Attributes:
+      key_width, value_width: of one head (the paper's d_k and d_v).
+      score: one of `SCORES`.
+      dropout: on the attention weights.
+      bias: whether the four projections have one.
+
+    The weights [B, H, T, S] of each call are sown as "weights" into the collection
+    "intermediates".
+    """
+
+    heads: int
+    key_width: int
+    value_width: int
+    score: str = "scaled"
+    dropout: float = 0.0
+    bias: bool = True
+
+    def setup(self):
+        keys = {"H": self.heads, "K": self.key_width}
+        values = {"H": self.heads, "K": self.value_width}
+        self.query = Linear("BTD,DHK->BTHK", keys, self.bias)
+        self.key = Linear("BSD,DHK->BSHK", keys, self.bias)
+        self.value = Linear("BSD,DHK->BSHK", values, self.bias)
+        self.drop = Dropout(self.dropout)
+
+    def keys_values(self, y_BSD: jax.Array) -> KeyValues:
+        """Project what is to be read."""
+        return KeyValues(self.key(y_BSD).swapaxes(1, 2), self.value(y_BSD).swapaxes(1, 2))
+
+    @nn.compact
+    def __call__(self, x_BTD, keys_values: KeyValues, mask_B1TS=None, train: bool = False):
+        """Read `keys_values` with queries made from x; returns [B, T, D]."""
+        k_BSHK, v_BSHK = keys_values.k_BHSK.swapaxes(1, 2), keys_values.v_BHSK.swapaxes(1, 2)
+        scores_BHTS = SCORES[self.score](self, self.query(x_BTD), k_BSHK)
+        dropout = lambda weights: self.drop(weights, train)
+        y_BTHK, weights_BHTS = attend(scores_BHTS, v_BSHK, mask_B1TS, dropout)
+        self.sow("intermediates", "weights", weights_BHTS)
+        out = Linear("BTHK,HKD->BTD", {"D": x_BTD.shape[-1]}, self.bias, name="out")
+        return out(y_BTHK)

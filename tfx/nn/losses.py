@@ -1,0 +1,141 @@
+"""Losses: sums over positions, never means. Parts of a batch (micro-batches, devices, hosts)
+hold unequal numbers of tokens; only sums add up."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# How many logits to hold at a time. The logits of a batch are the largest array of a small
+# model; on a CPU they are made in parts that stay in its cache.
+AT_ONCE = {"cpu": 1 << 21}
+AT_ONCE_ELSEWHERE = 1 << 28
+
+
+def smoothed_targets(vocab: int, smoothing: float, convention: str) -> tuple[float, float, float]:
+    """Label smoothing (Szegedy et al., 2016): probability of the target, of every other
+    token, and the constant that is taken off the loss.
+
+    "uniform" mixes in the uniform distribution: smoothing / V to all tokens (PyTorch,
+    fairseq up to a rescaling). "tensor2tensor" spreads smoothing over the V - 1 others and
+    subtracts the entropy of the smoothed distribution, so that a perfect model has loss 0.
+    """
+    if convention == "uniform":
+        return 1 - smoothing + smoothing / vocab, smoothing / vocab, 0.0
+    if convention != "tensor2tensor":
+        raise ValueError(f"smoothing {convention!r}: choose from uniform, tensor2tensor")
+    on, off = 1 - smoothing, smoothing / (vocab - 1)
+    entropy = -(on * math.log(on) + (vocab - 1) * off * math.log(off + 1e-20))
+    return on, off, entropy
+
+
+def cross_entropy(
+    states_BTD: jax.Array,
+    table_VD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    smoothing: float = 0.0,
+    convention: str = "uniform",
+    z_loss: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Label-smoothed cross-entropy of the logits `states table^T`, which are never held whole.
+
+    Args:
+      states_BTD, table_VD: what the logits are the product of; float32 or bfloat16.
+      targets_BT: ids in [0, V); outside of it the result is undefined.
+      weights_BT: 0 for padding.
+      smoothing, convention: see `smoothed_targets`.
+      z_loss: factor on the squared log normaliser, which keeps logits from drifting
+        (Chowdhery et al., 2022, section 5).
+
+    Returns:
+      Sums over positions, float32, in nats: the loss, differentiable with respect to states
+      and table; and the plain negative log-likelihood, a metric without a gradient.
+    """
+    smoothed = smoothed_targets(table_VD.shape[0], smoothing, convention)
+    rows = (states_BTD.reshape(-1, states_BTD.shape[-1]), targets_BT.ravel(), weights_BT.ravel())
+    return _sums(table_VD, *rows, smoothed, z_loss)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _sums(table_VD, states_RD, targets_R, weights_R, smoothed, z_loss):
+    return _in_parts(table_VD, states_RD, targets_R, weights_R, smoothed, z_loss, False)[0]
+
+
+def _forward(table_VD, states_RD, targets_R, weights_R, smoothed, z_loss):
+    sums, gradients = _in_parts(table_VD, states_RD, targets_R, weights_R, smoothed, z_loss, True)
+    return sums, jax.tree.map(lambda g, x: g.astype(x.dtype), gradients, (table_VD, states_RD))
+
+
+def _backward(smoothed, z_loss, gradients, cotangents):
+    scale = lambda gradient: (gradient * cotangents[0]).astype(gradient.dtype)
+    return *map(scale, gradients), None, None
+
+
+_sums.defvjp(_forward, _backward)
+
+
+def _in_parts(table_VD, states_RD, targets_R, weights_R, smoothed, z_loss, gradients: bool):
+    """The two sums, and the gradients of the loss: made on the way forward, while each part
+    of the logits is at hand, they need no second look at them."""
+    count, vocab = states_RD.shape[0], table_VD.shape[0]
+    rows = max(AT_ONCE.get(jax.default_backend(), AT_ONCE_ELSEWHERE) // vocab, 64)
+    part = functools.partial(_part, table_VD, smoothed, z_loss, gradients)
+    if rows >= count or jax.sharding.get_abstract_mesh().size > 1:
+        # Over several devices parts would cost a reduction of the table's gradient each.
+        return part((states_RD, targets_R, weights_R))
+    # Padding goes last: parts that hold nothing else are skipped.
+    order_R = jnp.argsort(weights_R <= 0, stable=True)
+    parts = -(-count // rows)
+
+    def cut(x):
+        x = jnp.pad(x[order_R], [(0, parts * rows - count)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(parts, rows, *x.shape[1:])
+
+    inputs = jax.tree.map(cut, (states_RD, targets_R, weights_R))
+    nothing = jax.tree.map(
+        jnp.zeros_like, jax.eval_shape(part, jax.tree.map(lambda x: x[0], inputs))
+    )
+
+    def add(carry, inputs):
+        some = (inputs[2] > 0).any()
+        (sums, grads) = lax.cond(some, part, lambda _: nothing, inputs)
+        table, states = grads if gradients else (None, None)
+        return jax.tree.map(jnp.add, carry, (sums, table)), states
+
+    start = (nothing[0], nothing[1][0] if gradients else None)
+    (sums, table), states = lax.scan(add, start, inputs)
+    if not gradients:
+        return sums, None
+    states_RD = states.reshape(parts * rows, -1)[jnp.argsort(order_R)]
+    return sums, (table, states_RD)
+
+
+def _part(table_VD, smoothed, z_loss, gradients, inputs):
+    states_RD, targets_R, weights_R = inputs
+    on, off, constant = smoothed
+    # Positions of weight 0 must not poison the sums: 0 * inf is nan.
+    states_RD = jnp.where(weights_R[:, None] > 0, states_RD, 0)
+    exact = dict(preferred_element_type=jnp.float32)
+    logits_RV = jnp.einsum("RD,VD->RV", states_RD, table_VD, **exact)
+    normaliser_R = jax.nn.logsumexp(logits_RV, axis=-1)
+    target_R = jnp.take_along_axis(logits_RV, targets_R[:, None], -1)[:, 0]
+    loss_R = normaliser_R - (on - off) * target_R - constant + z_loss * normaliser_R**2
+    if off:
+        loss_R -= off * logits_RV.sum(-1)
+    sums = (loss_R @ weights_R, (normaliser_R - target_R) @ weights_R)
+    if not gradients:
+        return sums, None
+    scale_R = 1 + 2 * z_loss * normaliser_R
+    softmax_RV = jnp.exp(logits_RV - normaliser_R[:, None])
+    vocab_RV = lax.broadcasted_iota(jnp.int32, logits_RV.shape, 1)
+    wanted_RV = jnp.where(vocab_RV == targets_R[:, None], on, off)
+    gradient_RV = weights_R[:, None] * (scale_R[:, None] * softmax_RV - wanted_RV)
+    gradient_RV = gradient_RV.astype(states_RD.dtype)
+    table_VD, states_RD = (
+        jnp.einsum("RV,RD->VD", gradient_RV, states_RD, **exact),
+        jnp.einsum("RV,VD->RD", gradient_RV, table_VD, **exact),
+    )
+    return sums, (table_VD, states_RD)
