@@ -1,0 +1,250 @@
+#!/usr/bin/env python3
+"""Fetch a public data set, check every file, and leave line-parallel text in a folder.
+
+    python scripts/prepare_data.py multi30k --out data/multi30k
+
+Files that already lie in the folder are checked, never fetched again; without a network, the
+message says which ones to put there by hand. A file whose sha256 is published is held to it;
+of any other, the first that comes is trusted, and its sha256, with those of the text files made
+(train.de, train.en, valid.de, ...), is kept in DIR/SHA256SUMS and held to from then on.
+"""
+
+import argparse
+import contextlib
+import gzip
+import hashlib
+import re
+import shutil
+import sys
+import tarfile
+import tempfile
+import tomllib
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from http.client import HTTPException
+from itertools import chain
+from pathlib import Path
+
+DATA_SETS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
+TIMEOUT = 10  # seconds without a byte from a server
+MEMBERS, BYTES = 10_000, 64 << 30  # of an archive; the real ones hold less
+SPLITS = ("train", "valid", "test")
+TALK_TAG = re.compile(rb"\s*</?(url|keywords|speaker|talkid|reviewer|translator|doc)\b")
+LINE_CAP = 1 << 20  # bytes, as in tfx/data/text.py
+
+
+def prepare(name: str, folder: Path):
+    """Check, fetch, unpack; ValueError says in one line what a person must do."""
+    data, recorded = DATA_SETS[name], _read_sums(folder / "SHA256SUMS")
+    files, sums = dict(_files(data["from"])), {}
+    for file, (sha256, _) in files.items():
+        forms = (folder / file, folder / f"{file}.gz")  # a plain file may lie there gzipped
+        if path := next(filter(Path.exists, forms), None):
+            sums[file] = _checked(path, sha256 or recorded.get(file), path == forms[1])
+    print(f"{name}: {len(sums)} of {len(files)} files found in {folder}, none of them damaged")
+    made = [f"{split}.{side}" for split in SPLITS for side in data.get("languages", ())]
+    if made and all(file in recorded and (folder / file).exists() for file in made):
+        for file in made:
+            _checked(folder / file, recorded[file])
+        print(f"{name}: ready: {' '.join(made)}")
+        return
+    for file in [file for file in files if file not in sums]:
+        try:
+            sums[file] = _fetch(files[file][1], folder / file, files[file][0])
+        except OSError as error:
+            raise ValueError(
+                f"{name}: {file} cannot be fetched ({error}); put into {folder} by hand, then "
+                f"run again: {_by_hand(data['from'], sums)}"
+            ) from None
+    if made:
+        sums |= _make(data, folder)
+        rows = (f"{sha256}  {file}\n" for file, sha256 in sorted(sums.items()))
+        (folder / "SHA256SUMS").write_text("".join(rows))
+    for file in (file for file, (sha256, _) in files.items() if not sha256):
+        print(f"{file}: no sha256 is published; on first use trusted and kept: {sums[file]}")
+    print(f"{name}: ready: {' '.join(made) or f'{len(files)} files'}")
+
+
+def _files(places: list[dict]) -> Iterator[tuple[str, tuple[str, list[str]]]]:
+    """(file in the folder, (its sha256 or "", URLs))."""
+    for place in places:
+        for sha256, file in map(str.split, place["sha256"].strip().splitlines()):
+            here = place.get("folder", "") + file
+            yield here, (sha256.strip("?"), [url + file for url in place["urls"]])
+
+
+def _by_hand(places: list[dict], have: dict) -> str:
+    """What to get from where."""
+    lists = {
+        " or ".join(place["urls"]): [file for file, _ in _files([place]) if file not in have]
+        for place in places
+    }
+    return "; ".join(f"{', '.join(files)} from {urls}" for urls, files in lists.items() if files)
+
+
+def _checked(path: Path, expected: str | None = None, unpack: bool = False) -> str:
+    try:
+        with (gzip.open if unpack else open)(path, "rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: damaged gzip data ({error}); delete it, run again") from None
+    if expected and sha256 != expected:
+        raise ValueError(f"{path}: sha256 is {sha256}, not {expected}; delete it and run again")
+    return sha256
+
+
+def _fetch(urls: list[str], path: Path, expected: str) -> str:
+    """Download under another name, check, rename. OSError when no URL gives the file."""
+    part = path.with_name(f"{path.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    reasons = []
+    for url in urls:
+        print(f"{path.name} <- {url}", flush=True)
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as response, part.open("wb") as out:
+                shutil.copyfileobj(response, out, 1 << 20)
+                length = int(response.headers.get("Content-Length", out.tell()))
+                if length != out.tell():
+                    raise OSError(f"{out.tell():,} of {length:,} bytes came")
+            sha256 = _checked(part)
+            if expected and sha256 != expected:
+                raise ValueError(f"{url}: sha256 of what came is {sha256}, not {expected}; retry")
+            part.replace(path)
+            return sha256
+        except (OSError, HTTPException) as error:
+            reasons.append(str(getattr(error, "reason", error)))
+        finally:
+            part.unlink(missing_ok=True)
+    raise OSError("; ".join(reasons))
+
+
+def _make(data: dict, folder: Path) -> dict[str, str]:
+    """Unpack what is needed, write the text files, and return their sha256."""
+    sides = list(zip(data["languages"], ("src", "ref"), strict=True))
+    parts = [  # (split, archive, its member for each language)
+        (split, archive, [member.format(side=side, role=role) for side, role in sides])
+        for split in SPLITS
+        for archive, member in data.get(split, ())
+    ]
+    made = []
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unpack-") as scratch:
+        for archive in {archive: None for _, archive, _ in parts}:
+            print(f"unpacking {archive}", flush=True)
+            wanted = {name for _, a, names in parts if a == archive for name in names}
+            unpack(folder / archive, wanted, Path(scratch, archive))
+        for split in {split: None for split, _, _ in parts}:
+            paths = [[Path(scratch, a, n) for n in names] for s, a, names in parts if s == split]
+            pairs = chain.from_iterable(map(_pairs, paths))
+            made += _write(data, split, pairs, Path(scratch))
+        for path in made:
+            path.replace(folder / path.name)
+    return {path.name: _checked(folder / path.name) for path in made}
+
+
+def unpack(archive: Path, wanted: set[str], into: Path):
+    """Extract the `wanted` members; nothing outside `into`, nothing but plain files."""
+    wanted, size = set(wanted), 0
+    into.mkdir()
+    try:
+        with tarfile.open(archive, "r|*") as tar:
+            for count, member in enumerate(tar, 1):
+                size += member.size
+                if count > MEMBERS or size > BYTES:
+                    raise ValueError(f"{archive}: over {MEMBERS:,} members or {BYTES:,} bytes")
+                tarfile.data_filter(member, into)  # a hostile archive: refused as a whole
+                if (name := member.name.removeprefix("./")) in wanted:
+                    if not member.isreg():
+                        raise ValueError(f"{archive}: {name} is not a plain file")
+                    tar.extract(member, into, filter="data")
+                    wanted.remove(name)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{archive}: unsafe or damaged archive ({error}); delete it") from None
+    if wanted:
+        raise ValueError(f"{archive}: does not hold {', '.join(sorted(wanted))}; delete it")
+
+
+def _pairs(paths: list[Path]) -> Iterator[tuple[bytes, bytes]]:
+    try:
+        yield from zip(*map(_lines, paths), strict=True)
+    except ValueError as error:
+        raise ValueError(f"{paths[0]} and {paths[1].name} are not parallel ({error})") from None
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Sentences of a text file, .gz, SGML or XML test set, or a training file with tags."""
+    if path.suffix in (".sgm", ".xml"):
+        yield from re.findall(rb"<seg[^>]*>\s*(.*?)\s*</seg>", path.read_bytes())
+        return
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+        for line in stream:
+            line = line.removesuffix(b"\n").removesuffix(b"\r")
+            if ".tags." in path.name:
+                if TALK_TAG.match(line):
+                    continue
+                line = re.sub(rb"</?(title|description)>", b"", line).strip()
+            yield line
+
+
+def _write(data: dict, split: str, pairs: Iterator, folder: Path) -> list[Path]:
+    """Two files a split; a pair that no reader could use is left out, and counted."""
+    every, longest = (data.get(key, 0) * (split == "train") for key in ("held_out", "words"))
+    splits = ["train", "valid"] if every else [split]
+    made = {s: [folder / f"{s}.{side}" for side in data["languages"]] for s in splits}
+    kept = dropped = 0
+    with contextlib.ExitStack() as stack:
+        out = {s: [stack.enter_context(path.open("wb")) for path in made[s]] for s in splits}
+        for pair in pairs:
+            if not all(map(_usable, pair)) or (longest and not _alike(pair, longest)):
+                dropped += 1
+                continue
+            kept += 1
+            to = "valid" if every and kept % every == 0 else split
+            for stream, line in zip(out[to], pair, strict=True):
+                stream.write(line + b"\n")
+    print(f"{' + '.join(splits)}: {kept:,} pairs; {dropped:,} left out", flush=True)
+    return [path for paths in made.values() for path in paths]
+
+
+def _usable(line: bytes) -> bool:
+    """Not blank, and what tfx/data/text.py reads."""
+    with contextlib.suppress(UnicodeDecodeError):
+        return bool(line.decode().strip()) and b"\0" not in line and len(line) <= LINE_CAP
+    return False
+
+
+def _alike(pair: tuple[bytes, bytes], longest: int) -> bool:
+    """Moses' rule for training pairs, 1.5 times the words at most, punctuation marks counted."""
+    short, long = sorted(len(re.findall(r"\w+|[^\w\s]", line.decode())) for line in pair)
+    return long <= longest and long <= 1.5 * short
+
+
+def _read_sums(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    rows = [re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", row) for row in path.read_text().splitlines()]
+    if not all(rows):
+        raise ValueError(f"{path}: not a list of sha256 sums; delete it and run again")
+    return {row[2]: row[1] for row in rows}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="data sets:\n" + "\n".join(f"  {n:14} {d['about']}" for n, d in DATA_SETS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", choices=DATA_SETS, metavar="NAME", help=", ".join(DATA_SETS))
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="made if missing")
+    args = parser.parse_args(argv)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        prepare(args.name, args.out.resolve())
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
