@@ -1,0 +1,462 @@
+"""Given a model that scores the next token: which sequences of tokens are good?
+
+The model is a step function over an explicit cache; no more is known of it:
+
+    logits_BWV, cache = step(tokens_BW, cache, t, mask_BWS)
+
+reads W tokens of each sentence at position t (BOS at 0), writes their keys and values into
+the cache slots t*W .. t*W+W-1, lets token w attend to the slots in its row of the mask,
+and returns the logits of position t+1. `init_cache(slots)` makes an empty cache. What does
+not grow (encoder states, cross-attention keys and values) the step closes over, held once
+a sentence.
+
+Beams are parallel queries of one sentence, and nothing they wrote ever moves. What tells
+one hypothesis from another is its ancestry: which beam wrote each of its positions.
+Reordering beams permutes that small array of integers; the mask is made from it at every
+step, and the tokens are read along it once, at the end.
+
+All of it can run inside one jit. The cached length takes few static values (16, 32, 64,
+...), so that a batch of short sentences never pays for the longest one allowed.
+
+Besides the letters of the package, C counts candidates, N blocks of the vocabulary and K
+the ids of one block.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+PAD, EOS, BOS = 0, 1, 3
+CACHE_SLOTS = -2  # the axis along which every leaf of a cache grows: [..., B, H, S, K]
+BLOCK = 128  # ids a block of `best`: the lanes of a TPU register, near the optimum on a CPU
+DEAD = -jnp.inf  # the score of a beam that holds no hypothesis
+
+Cache = Any  # a pytree of arrays
+Step = Callable[[jax.Array, Cache, jax.Array, jax.Array], tuple[jax.Array, Cache]]
+
+STOPS = {  # may a beam with this bound on its score still change what is kept?
+    "exact": lambda bound_B, worst_B: bound_B > worst_B,
+    "full": lambda bound_B, worst_B: worst_B == DEAD,
+}
+PENALTIES = {
+    "gnmt": lambda n, alpha: ((5 + n) / 6) ** alpha,  # Wu et al. 2016, equation 14
+    "length": lambda n, alpha: jnp.maximum(n, 1) ** alpha,
+}
+
+
+class Hypotheses(NamedTuple):
+    """W hypotheses a sentence; a score of -inf says there is none, of length 0."""
+
+    tokens_BWT: jax.Array  # int32, EOS included, PAD behind; T is `length`
+    lengths_BW: jax.Array  # int32, EOS counted
+    scores_BW: jax.Array  # float32
+
+
+def search(step, init_cache, limit_B, length, how, *, prefix_BP=None, keys_B=None) -> Hypotheses:
+    """Decodes as `how` says, an object with the fields of `tfx.config.Decode`.
+
+    PAD and BOS are never chosen; their probability is not given to others, so that the
+    score of a hypothesis is what `score` says of the same tokens. Where the logits are NaN
+    there are no hypotheses.
+
+    Args:
+      step, init_cache: the model, as the top of this file says.
+      limit_B: the most tokens each sentence may get, EOS and prefix counted; what has not
+        ended there is returned as it is. 0: a row that nobody needs.
+      length: a static bound on limit_B.
+      prefix_BP: tokens that every hypothesis begins with, PAD behind; they count in its
+        score and its length like the others.
+      keys_B: for sampling, one PRNG key a sentence, so that what is drawn for a sentence
+        does not depend on the batch it is in.
+    """
+    model = (step, init_cache, limit_B, length)
+    if how.method == "greedy":
+        return greedy(*model, prefix_BP=prefix_BP)
+    if how.method == "sample":
+        shape = dict(temperature=how.temperature, top_k=how.top_k, top_p=how.top_p)
+        return sample(*model, keys_B, samples=how.beam, **shape, prefix_BP=prefix_BP)
+    rules = dict(alpha=how.alpha, penalty=how.penalty, stop=how.stop)
+    return beam_search(*model, beam=how.beam, **rules, prefix_BP=prefix_BP)
+
+
+def allowed(ids):
+    return (ids != PAD) & (ids != BOS)
+
+
+def best(logits_BWV, offsets_BW, count):
+    """The `count` best `logits + offsets` of each sentence, PAD and BOS left out.
+
+    Exact, ties included: what `lax.top_k` finds in the flat [B, W*V], where it takes six
+    times as long on a CPU. A block whose maximum is not among the `count` best maxima
+    holds none of the `count` best values, so only the chosen blocks are looked into.
+
+    Returns scores, beams and ids, [B, C] each, best first. NaN ranks as -inf.
+    """
+    B, W, V = logits_BWV.shape
+    N = -(-V // BLOCK)
+    without_nan = lambda x: jnp.where(jnp.isnan(x), DEAD, x)
+    maxima_BWN = maxima(logits_BWV)
+    # PAD and BOS are in the first block: masking that one spares a pass over all of V.
+    head_BWK = logits_BWV[..., :BLOCK]
+    head_BWK = jnp.where(allowed(jnp.arange(head_BWK.shape[-1]))[None, None], head_BWK, DEAD)
+    maxima_BWN = maxima_BWN.at[..., 0].set(head_BWK.max(-1)) + offsets_BW[..., None]
+    _, blocks_BC = top(without_nan(maxima_BWN).reshape(B, W * N), min(count, W * N))
+    beams_BC, blocks_BC = jnp.divmod(jnp.sort(blocks_BC), N)  # sorted: ties go by id, too
+    ids_BCK = blocks_BC[..., None] * BLOCK + jnp.arange(BLOCK)[None, None]
+    flat_BCK = beams_BC[..., None] * V + ids_BCK
+    values_BCK = pick(logits_BWV.reshape(B, -1), flat_BCK.reshape(B, -1)).reshape(ids_BCK.shape)
+    values_BCK = without_nan(values_BCK + pick(offsets_BW, beams_BC)[..., None])
+    values_BCK = jnp.where(allowed(ids_BCK) & (ids_BCK < V), values_BCK, DEAD)
+    scores_BC, places_BC = top(values_BCK.reshape(B, -1), count)
+    ids_BC = jnp.minimum(pick(ids_BCK.reshape(B, -1), places_BC), V - 1)
+    return scores_BC, pick(beams_BC, places_BC // BLOCK), ids_BC
+
+
+def maxima(logits_BWV):
+    """The largest logit of each block of the vocabulary, [B, W, N]; the last may be short."""
+    rest = -logits_BWV.shape[-1] % BLOCK
+    block, padding = (1, 1, BLOCK), ((0, 0), (0, 0), (0, rest))
+    return lax.reduce_window(logits_BWV, DEAD, lax.max, block, block, padding)
+
+
+def normaliser(logits_BWV):
+    """logsumexp over V; in a jit it shares the pass that finds the maxima with `best`."""
+    peak_BW = maxima(logits_BWV).max(-1)
+    return peak_BW + jnp.log(jnp.exp(logits_BWV - peak_BW[..., None]).sum(-1))
+
+
+def top(x, count):
+    """`lax.top_k`, kept whole: on a CPU, slicing its result would make XLA sort all of x."""
+    return lax.optimization_barrier(lax.top_k(x, count))
+
+
+def pick(x, places_BC):
+    """x[b, places[b, c]] for every b and c, whatever axes follow."""
+    places = places_BC.reshape(places_BC.shape + (1,) * (x.ndim - 2))
+    return jnp.take_along_axis(x, places, axis=1, mode="clip")
+
+
+def forced(prefix_BP, t, B):
+    """The token that step t must choose, [B]; PAD where it is free to choose."""
+    if prefix_BP is None:
+        return jnp.full(B, PAD)
+    prefix_BP = jnp.pad(prefix_BP, ((0, 0), (0, 1)), constant_values=PAD)
+    return lax.dynamic_index_in_dim(prefix_BP, t, axis=1, keepdims=False)  # t is clamped
+
+
+def grow(body, state, init_cache, W, length, first):
+    """Runs `body(cached, state, cache)` until `state.done` holds everywhere.
+
+    One loop for each static cached length, twice the one before; the longer cache is made
+    only if somebody needs it.
+    """
+
+    def stage(cached, state, cache):
+        going_on = lambda carry: (carry[0].t < cached) & ~carry[0].done.all()
+        turn = lambda carry: body(cached, *carry)
+        state, cache = lax.while_loop(going_on, turn, (state, cache))
+        if cached == length:
+            return state
+        longer = min(2 * cached, length)
+
+        def more(state, cache):
+            return stage(longer, state, jax.tree.map(lambda x: pad(x, W * longer), cache))
+
+        return lax.cond(state.done.all(), lambda state, _: state, more, state, cache)
+
+    cached = min(first, length)
+    return stage(cached, state, init_cache(W * cached))
+
+
+def pad(x, slots):
+    """The leaf of a cache with zeros behind it, up to so many slots."""
+    widths = [(0, 0)] * x.ndim
+    widths[CACHE_SLOTS] = (0, slots - x.shape[CACHE_SLOTS])
+    return jnp.pad(x, widths)
+
+
+class Beams(NamedTuple):
+    """What beam search carries. T counts positions, BOS at 0."""
+
+    t: jax.Array  # the position that is read next
+    done: jax.Array  # [B]
+    written_BWT: jax.Array  # the token that beam w put at each position; never moves
+    scores_BW: jax.Array  # log-probabilities of the hypotheses alive, best first
+    ancestors_BWT: jax.Array  # the beam that wrote each of their positions; -1: none yet
+    kept_scores_BW: jax.Array  # penalised scores of those that have ended, best first
+    kept_ancestors_BWT: jax.Array  # as above, up to the position before EOS
+
+
+def beam_search(
+    step,
+    init_cache,
+    limit_B,
+    length,
+    *,
+    beam=4,
+    alpha=0.6,
+    penalty="gnmt",
+    stop="exact",
+    prefix_BP=None,
+    first=16,
+) -> Hypotheses:
+    """The `beam` best hypotheses of each sentence, best first; arguments as in `search`.
+
+    The score of n tokens, EOS counted and BOS not, is their log-probability divided by
+    ((5+n)/6)^alpha (gnmt) or n^alpha (length), alpha >= 0. Each step ranks the 2*beam best
+    candidates. An EOS among the first `beam` of them ends a hypothesis, a later one is
+    dropped, and the best of the others live on: the rule of fairseq and HF. What has not
+    ended at its limit fills the places that are left, behind all that has.
+
+    stop="full" leaves a sentence once `beam` hypotheses have ended (HF's early_stopping).
+    stop="exact" leaves it once nothing alive can still enter the kept ones. Probability
+    only falls: what descends from a beam at log-probability s <= 0 ends at some s' <= s,
+    and at some n <= limit. Both penalties are positive and never fall as n grows, so
+    s'/penalty(n) <= s'/penalty(limit) <= s/penalty(limit). If that bound, for the best
+    beam alive, does not exceed the worst of `beam` kept scores, going on changes nothing.
+    """
+    B, W = limit_B.shape[0], beam
+    limit_B = jnp.minimum(limit_B, length)
+    divisor = lambda n: PENALTIES[penalty](n, alpha)
+    beams_BW = jnp.broadcast_to(jnp.arange(W)[None], (B, W))
+    positions_11T = jnp.arange(length + 1)[None, None]
+
+    def body(cached, state, cache):
+        t, done_B1 = state.t, state.done[:, None]
+        tokens_BW = lax.dynamic_index_in_dim(state.written_BWT, t, axis=2, keepdims=False)
+        mask_BWTW = state.ancestors_BWT[..., :cached, None] == jnp.arange(W)[None, None, None]
+        logits_BWV, cache = step(tokens_BW, cache, t, mask_BWTW.reshape(B, W, cached * W))
+        scores_BC, parents_BC, tokens_BC = candidates(
+            logits_BWV, state.scores_BW, 2 * W, forced(prefix_BP, t, B)
+        )
+
+        ends_BW = (tokens_BC[:, :W] == EOS) & ~done_B1
+        ended_BW = jnp.where(ends_BW, scores_BC[:, :W] / divisor(t + 1), DEAD)
+        kept_BC = jnp.concatenate([state.kept_scores_BW, ended_BW], axis=1)
+        kept_BW, places_BW = top(kept_BC, W)
+        origins_BC = jnp.concatenate([beams_BW, W + parents_BC[:, :W]], axis=1)
+        ancestors_BCT = jnp.concatenate([state.kept_ancestors_BWT, state.ancestors_BWT], axis=1)
+        kept_ancestors_BWT = pick(ancestors_BCT, pick(origins_BC, places_BW))
+
+        scores_BW, places_BW = top(jnp.where(tokens_BC == EOS, DEAD, scores_BC), W)
+        tokens_BW = pick(tokens_BC, places_BW)
+        next_11T = positions_11T == t + 1
+        ancestors_BWT = pick(state.ancestors_BWT, pick(parents_BC, places_BW))
+        ancestors_BWT = jnp.where(next_11T, beams_BW[..., None], ancestors_BWT)
+        # While others go on, a sentence that is done keeps what it had.
+        scores_BW = jnp.where(done_B1, state.scores_BW, scores_BW)
+        ancestors_BWT = jnp.where(done_B1[..., None], state.ancestors_BWT, ancestors_BWT)
+
+        hope_B = STOPS[stop](scores_BW[:, 0] / divisor(limit_B), kept_BW[:, -1])
+        hope_B &= (scores_BW[:, 0] > DEAD) & (t + 1 < limit_B)
+        state = Beams(
+            t=t + 1,
+            done=state.done | ~hope_B,
+            written_BWT=jnp.where(next_11T, tokens_BW[..., None], state.written_BWT),
+            scores_BW=scores_BW,
+            ancestors_BWT=ancestors_BWT,
+            kept_scores_BW=kept_BW,
+            kept_ancestors_BWT=kept_ancestors_BWT,
+        )
+        return state, cache
+
+    nobody_BWT = jnp.full((B, W, length + 1), -1)
+    start = Beams(
+        t=jnp.int32(0),
+        done=limit_B <= 0,
+        written_BWT=jnp.full((B, W, length + 1), BOS),
+        scores_BW=jnp.where(beams_BW == 0, 0.0, DEAD),
+        ancestors_BWT=jnp.where(positions_11T == 0, beams_BW[..., None], nobody_BWT),
+        kept_scores_BW=jnp.full((B, W), DEAD),
+        kept_ancestors_BWT=nobody_BWT,
+    )
+    end = grow(body, start, init_cache, W, length, first)
+    return gather(end, end.scores_BW / divisor(limit_B)[:, None])
+
+
+def candidates(logits_BWV, scores_BW, count, forced_B):
+    """The `count` best ways to continue: scores, parents and tokens, [B, C] each."""
+    offsets_BW = scores_BW - normaliser(logits_BWV)
+    scores_BC, parents_BC, tokens_BC = best(logits_BWV, offsets_BW, count)
+    # Where the token is forced, beam 0 is the only one alive and has one way to go.
+    is_forced_B1, forced_B1 = (forced_B != PAD)[:, None], forced_B[:, None]
+    score_B1 = pick(logits_BWV[:, 0], forced_B1) + offsets_BW[:, :1]
+    score_B1 = jnp.where(jnp.isnan(score_B1), DEAD, score_B1)
+    first_1C = jnp.arange(count)[None] == 0
+    scores_BC = jnp.where(is_forced_B1, jnp.where(first_1C, score_B1, DEAD), scores_BC)
+    parents_BC = jnp.where(is_forced_B1, 0, parents_BC)
+    return scores_BC, parents_BC, jnp.where(is_forced_B1, forced_B1, tokens_BC)
+
+
+def gather(end, unended_BW):
+    """The hypotheses that were kept, then those that had not ended, read along ancestry."""
+    W = unended_BW.shape[1]
+    beams_1W = jnp.arange(W)[None]
+    ended_BW = beams_1W < (end.kept_scores_BW > DEAD).sum(1, keepdims=True)
+    places_BW = jnp.where(ended_BW, beams_1W, W + beams_1W - ended_BW.sum(1, keepdims=True))
+    scores_BW = pick(jnp.concatenate([end.kept_scores_BW, unended_BW], axis=1), places_BW)
+    ancestors_BCT = jnp.concatenate([end.kept_ancestors_BWT, end.ancestors_BWT], axis=1)
+    ancestors_BWT = pick(ancestors_BCT, places_BW)
+    tokens_BWT = jnp.take_along_axis(end.written_BWT, ancestors_BWT, axis=1, mode="clip")
+    reached_BWT = ancestors_BWT >= 0
+    tokens_BWT = jnp.where(reached_BWT, tokens_BWT, PAD)
+    behind_BWT = jnp.arange(reached_BWT.shape[-1])[None, None] == reached_BWT.sum(-1)[..., None]
+    tokens_BWT = jnp.where(behind_BWT & ended_BW[..., None], EOS, tokens_BWT)
+    return hypotheses(tokens_BWT[..., 1:], scores_BW)
+
+
+def hypotheses(tokens_BWT, scores_BW):
+    tokens_BWT = jnp.where(scores_BW[..., None] > DEAD, tokens_BWT, PAD)
+    return Hypotheses(tokens_BWT, (tokens_BWT != PAD).sum(-1), scores_BW)
+
+
+class Rows(NamedTuple):
+    """What greedy search and sampling carry: W rows a sentence that never meet."""
+
+    t: jax.Array
+    done: jax.Array  # [B, W]
+    written_BWT: jax.Array
+    scores_BW: jax.Array
+
+
+def greedy(step, init_cache, limit_B, length, *, prefix_BP=None, first=16) -> Hypotheses:
+    """The most probable token at each step, W = 1; the score is the log-probability."""
+
+    def choose(logits_BWV, t):
+        return best(logits_BWV, jnp.zeros(logits_BWV.shape[:2]), 1)[2]
+
+    return walk(choose, step, init_cache, limit_B, length, 1, prefix_BP, first)
+
+
+def sample(
+    step,
+    init_cache,
+    limit_B,
+    length,
+    keys_B,
+    *,
+    samples=1,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    prefix_BP=None,
+    first=16,
+) -> Hypotheses:
+    """Independent samples, in the order drawn; scores are log-probabilities of the model.
+
+    Logits are divided by `temperature`; of the `top_k` largest (0: of all) remains the
+    smallest set that holds a share `top_p` of their probability (Holtzman et al. 2020),
+    ties at the border included; one id of these is drawn.
+    """
+
+    def choose(logits_BWV, t):
+        ids_11V = jnp.arange(logits_BWV.shape[-1])[None, None]
+        logits_BWV = jnp.where(allowed(ids_11V), logits_BWV, DEAD)
+        p_BWV = jnp.exp((logits_BWV - logits_BWV.max(-1, keepdims=True)) / temperature)
+        if top_k:
+            p_BWV *= largest(p_BWV, jnp.ones_like(p_BWV), top_k)
+        if top_p < 1:
+            p_BWV *= largest(p_BWV, p_BWV, top_p * p_BWV.sum(-1))
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)
+        return jax.vmap(draw)(keys, p_BWV)
+
+    return walk(choose, step, init_cache, limit_B, length, samples, prefix_BP, first)
+
+
+def largest(p_BWV, weights_BWV, need_BW):
+    """True for the fewest p, from 1 downward, whose weights sum to `need`; all, if none do.
+
+    Floats that are not negative are ordered as their bits are, so bisecting the bits finds
+    the border exactly in 30 sums, where sorting V numbers costs far more.
+    """
+    bits_BWV = lax.bitcast_convert_type(p_BWV, jnp.int32)
+
+    def halve(_, bounds):
+        low_BW, high_BW = bounds
+        middle_BW = (low_BW + high_BW) // 2
+        weight_BW = jnp.where(bits_BWV >= middle_BW[..., None], weights_BWV, 0).sum(-1)
+        enough_BW = weight_BW >= need_BW
+        return jnp.where(enough_BW, middle_BW, low_BW), jnp.where(enough_BW, high_BW, middle_BW)
+
+    low_BW = jnp.zeros(p_BWV.shape[:2], jnp.int32)
+    above_1 = lax.bitcast_convert_type(jnp.float32(1), jnp.int32) + 1
+    low_BW, _ = lax.fori_loop(0, 30, halve, (low_BW, low_BW + above_1))
+    return bits_BWV >= low_BW[..., None]
+
+
+def draw(key, p_WV):
+    """W ids with probability proportional to p: first a block of ids, then one id in it.
+
+    Exact, with N + K random numbers a row where V would be needed otherwise; each choice
+    is the largest log p + Gumbel noise.
+    """
+    V = p_WV.shape[-1]
+    padding = ((0, 0), (0, -V % BLOCK))
+    sums_WN = lax.reduce_window(p_WV, 0.0, lax.add, (1, BLOCK), (1, BLOCK), padding)
+    N = sums_WN.shape[1]
+    noise_WC = jax.random.gumbel(key, (len(p_WV), N + BLOCK))
+    block_W1 = (jnp.log(sums_WN) + noise_WC[:, :N]).argmax(1, keepdims=True)
+    ids_WK = block_W1 * BLOCK + jnp.arange(BLOCK)[None]
+    p_WK = jnp.take_along_axis(p_WV, ids_WK, axis=1, mode="fill", fill_value=0)
+    place_W1 = (jnp.log(p_WK) + noise_WC[:, N:]).argmax(1, keepdims=True)
+    return jnp.minimum(pick(ids_WK, place_W1)[:, 0], V - 1)
+
+
+def walk(choose, step, init_cache, limit_B, length, W, prefix_BP, first):
+    """W rows a sentence, each going where `choose(logits_BWV, t) -> tokens_BW` says."""
+    B = limit_B.shape[0]
+    limit_B = jnp.minimum(limit_B, length)
+
+    def body(cached, state, cache):
+        t, slots = state.t, jnp.arange(cached * W)
+        tokens_BW = lax.dynamic_index_in_dim(state.written_BWT, t, axis=2, keepdims=False)
+        mask_WS = (slots[None] // W <= t) & (slots[None] % W == jnp.arange(W)[:, None])
+        mask_BWS = jnp.broadcast_to(mask_WS[None], (B, W, cached * W))
+        logits_BWV, cache = step(tokens_BW, cache, t, mask_BWS)
+        forced_B1 = forced(prefix_BP, t, B)[:, None]
+        tokens_BW = jnp.where(forced_B1 != PAD, forced_B1, choose(logits_BWV, t))
+        scores_BW = jnp.take_along_axis(logits_BWV, tokens_BW[..., None], axis=2)[..., 0]
+        scores_BW += state.scores_BW - normaliser(logits_BWV)
+        # PAD is chosen where no id that is allowed has any probability.
+        dead_BW = jnp.isnan(scores_BW) | (tokens_BW == PAD)
+        scores_BW = jnp.where(dead_BW, DEAD, scores_BW)
+        scores_BW = jnp.where(state.done, state.scores_BW, scores_BW)
+        tokens_BW = jnp.where(state.done | dead_BW, PAD, tokens_BW)
+        next_11T = jnp.arange(length + 1)[None, None] == t + 1
+        ends_BW = (tokens_BW == EOS) | (scores_BW == DEAD) | (t + 1 >= limit_B)[:, None]
+        written_BWT = jnp.where(next_11T, tokens_BW[..., None], state.written_BWT)
+        return Rows(t + 1, state.done | ends_BW, written_BWT, scores_BW), cache
+
+    start = Rows(
+        t=jnp.int32(0),
+        done=jnp.broadcast_to((limit_B <= 0)[:, None], (B, W)),
+        written_BWT=jnp.full((B, W, length + 1), PAD).at[..., 0].set(BOS),
+        scores_BW=jnp.zeros((B, W)),
+    )
+    end = grow(body, start, init_cache, W, length, first)
+    return hypotheses(end.written_BWT[..., 1:], end.scores_BW)
+
+
+def score(logits_BTV, targets_BT, weights_BT):
+    """Log-probabilities of given targets: their weighted sums [B], and each, [B, T]."""
+    targets_BT1 = targets_BT[..., None]
+    logp_BT = jnp.take_along_axis(logits_BTV, targets_BT1, axis=2)[..., 0]
+    logp_BT = (logp_BT - jax.nn.logsumexp(logits_BTV, axis=-1)) * weights_BT
+    return logp_BT.sum(-1), logp_BT
+
+
+def ensemble(steps: Sequence[Step]) -> Step:
+    """One step that averages the probabilities of several; its cache is a tuple of theirs."""
+
+    def step(tokens_BW, caches, t, mask_BWS):
+        outs = [s(tokens_BW, c, t, mask_BWS) for s, c in zip(steps, caches, strict=True)]
+        logp = [jax.nn.log_softmax(logits_BWV) for logits_BWV, _ in outs]
+        mean_BWV = functools.reduce(jnp.logaddexp, logp) - math.log(len(steps))
+        return mean_BWV, tuple(cache for _, cache in outs)
+
+    return step
