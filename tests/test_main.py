@@ -1,0 +1,340 @@
+import inspect
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+import types
+
+import pytest
+
+import tfx
+from tfx import main as command_line
+from tfx import translate, workdir
+from tfx.config import Decode, defaults, freeze
+from tfx.hosts import Stopped
+from tfx.main import VERBS, main
+
+TINY = "--config=quickstart:tiny"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The directory of a run that was never trained."""
+    chosen = defaults()
+    chosen.optim.lr = 0.5
+    return str(workdir.prepare(tmp_path / "run", freeze(chosen), {"overrides": {"optim.lr": 0.5}}))
+
+
+def error(capsys, *words: str) -> str:
+    """The line that wrong input gets: it is the only one, and the exit code is 2."""
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and re.fullmatch(r"error: [^\n]+\n", printed.err)
+    return printed.err.removeprefix("error: ").rstrip()
+
+
+def module(monkeypatch, name: str, **functions):
+    """A stand-in for a module that a verb calls."""
+    stub = types.SimpleNamespace(**functions)
+    monkeypatch.setitem(sys.modules, f"tfx.{name}", stub)
+    monkeypatch.setattr(tfx, name, stub, raising=False)
+
+
+# ------------------------------------------------------------------------ help
+
+
+def test_alone_it_prints_its_verbs_a_line_each(capsys):
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert re.findall(r"^  (\w+) +[A-Z]", printed, re.M) == list(VERBS)
+    assert list(VERBS) == ["train", "eval", "translate", "score", "average", "config", "list"]
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tfx {tfx.__version__}\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_names_every_flag_and_shows_examples_that_parse(verb, capsys):
+    for words in ([verb, "--help"], [verb, "-h"], [verb, "--workdir=x", "--help"]):
+        assert main(words) == 0
+        printed = capsys.readouterr().out
+        for name in inspect.signature(VERBS[verb]).parameters:
+            assert name == "overrides" or f"\n  --{name}" in printed
+        examples = re.findall(rf"^ .*\btfx {verb}(.*)$", printed, re.M)
+        assert examples
+        for example in examples:
+            command_line._parse(verb, shlex.split(example))
+        assert max(map(len, printed.splitlines()[1:])) <= 100
+
+
+def test_help_and_plain_mistakes_need_no_jax():
+    code = (
+        "import sys; from tfx.main import main; "
+        "main([]); main(['train', '--help']); main(['train', '--config=nope']); "
+        "sys.exit('jax' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# ----------------------------------------------------------------- wrong input
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("trian", "trian: no such verb; did you mean train?"),
+        ("zzz", "zzz: no such verb; choose from train, eval"),
+        ("train --config=quickstart", "--workdir=DIR is missing"),
+        ("train --workdir=x", "--config is missing; see tfx train --help"),
+        ("train --confg=x", "--confg: no such flag of tfx train; did you mean --config?"),
+        ("eval --workdir=x --zzz", "--zzz: no such flag of tfx eval; see tfx eval --help"),
+        ("translate --workdir=x --nbest=two", "--nbest=two: want a whole number"),
+        ("translate --workdir=x --scores=maybe", "--scores=maybe: want true or false"),
+        ("eval --workdir", "Missing value for flag --workdir"),
+        ("eval --workdir=x test", '"test": not a flag; write --flag=value'),
+        ("list --config.seed=1", "--config.seed=1: tfx list takes no config"),
+        ("average --workdir=x --out=y", "want one of --last=N and --best=N"),
+        ("average --workdir=x --out=y --last=1 --best=1", "want one of"),
+        ("config", "want one of --config=FILE and --workdir=DIR"),
+        ("config --config=quikstart", "quikstart: no such config file; did you mean quickstart?"),
+        ("eval --workdir=/nowhere", "/nowhere: no run here"),
+        ("list --workdir=/nowhere", "/nowhere: no runs here"),
+        ("score --workdir=x --source=/nowhere --target=/nowhere", "/nowhere: "),
+    ],
+)
+def test_a_mistake_is_one_line(words, expected, capsys):
+    assert error(capsys, *words.split()).startswith(expected)
+
+
+def test_a_variant_that_is_not_there_is_one_line_with_its_place(capsys):
+    text = error(capsys, "config", "--config=wmt14_en_de:bg")
+    assert re.search(r'wmt14_en_de\.py:\d+: variant "bg": choose from base, big, tiny$', text)
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("--config.optim.lrr=1", "optim.lrr: no such key; did you mean optim.lr?"),
+        ("--config.model.norm=pst", 'model.norm = "pst": choose from post, pre'),
+        ("--config.optim.lr=nan", "optim.lr = nan: want x > 0"),
+        ("--config.train.steps=-5", "train.steps = -5: want x >= 1"),
+        ("--config.train.steps=1e3", 'train.steps = "1e3": want a whole number'),
+        ("--config.model.heads=3", "model.heads = 3 does not divide model.width = 16"),
+    ],
+)
+def test_a_wrong_override_is_one_line_before_a_workdir_is_made(
+    override, expected, capsys, tmp_path
+):
+    words = ["train", TINY, f"--workdir={tmp_path / 'new'}", override]
+    assert error(capsys, *words).startswith(expected)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_workdir_of_another_run_is_refused_with_the_difference(capsys, run):
+    text = error(capsys, "train", TINY, f"--workdir={run}")
+    assert "holds another run" in text and "model.width was 512, is 16" in text
+
+
+def test_only_the_search_may_change_after_training(capsys, run):
+    expected = "optim.lr: is fixed once a run is trained; only decode.* may change"
+    assert error(capsys, "eval", f"--workdir={run}", "--config.optim.lr=1") == expected
+    text = error(capsys, "eval", f"--workdir={run}", "--config.decode.beam=0")
+    assert text == "decode.beam = 0: want x >= 1"
+    text = error(capsys, "translate", f"--workdir={run}", "--nbest=5")
+    assert text.startswith("--nbest=5: want 1 to 4, the width of the search")
+    text = error(capsys, "translate", f"--workdir={run}", "--input=/nowhere")
+    assert text == "/nowhere: no such file"
+
+
+def test_lines_to_score_must_pair_up(capsys, tmp_path):
+    for name, lines in (("a", "1\n2\n"), ("b", "1\n")):
+        (tmp_path / name).write_text(lines)
+    files = f"--source={tmp_path / 'a'}", f"--target={tmp_path / 'b'}"
+    assert "a has 2 lines, " in error(capsys, "score", "--workdir=x", *files)
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match="no such verb"):
+        main(["trian", "--debug"])
+
+
+def test_an_error_that_is_no_mistake_of_the_user_is_not_hidden(monkeypatch, tmp_path):
+    def bug(*_):
+        return int("a bug")  # raised in a file outside tfx
+
+    module(monkeypatch, "train", train=bug, Diverged=ArithmeticError)
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["train", TINY, f"--workdir={tmp_path}"])
+
+
+def test_one_whole_command(tmp_path):
+    command = [sys.executable, "-m", "tfx.main", "config", "--config=quickstart"]
+    done = subprocess.run([*command, "--config.optim.lr=x"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == 'error: optim.lr = "x": want a number\n'
+
+
+# ----------------------------------------------------------------------- verbs
+
+
+def test_train_gets_the_config_and_where_it_comes_from(monkeypatch, tmp_path):
+    calls = []
+    module(monkeypatch, "train", train=lambda *given: calls.append(given), Diverged=ArithmeticError)
+    where = str(tmp_path / "new")
+    assert main(["train", TINY, "--workdir", where, "--config.optim.lr=0.25"]) == 0
+    [(config, directory, provenance)] = calls
+    assert (config.optim.lr, config.model.width, directory) == (0.25, 16, where)
+    assert provenance["overrides"] == {"optim.lr": 0.25}
+    command = ["tfx", "train", TINY, f"--workdir={where}", "--config.optim.lr=0.25"]
+    assert provenance["argv"] == command
+
+
+def test_dry_run_needs_no_workdir(monkeypatch):
+    calls = []
+    module(monkeypatch, "train", dry_run=lambda *given: calls.append(given), Diverged=RuntimeError)
+    assert main(["train", TINY, "--dry_run"]) == 0
+    assert calls[0][1] is None
+
+
+@pytest.mark.parametrize(
+    "raised, code", [(Stopped(15, 3), 143), (Stopped(2, 3), 130), (ArithmeticError("nan"), 1)]
+)
+def test_exit_codes_of_a_run_that_ends_early(raised, code, monkeypatch, tmp_path, capsys):
+    def stop(*_):
+        raise raised
+
+    module(monkeypatch, "train", train=stop, Diverged=ArithmeticError)
+    assert main(["train", TINY, f"--workdir={tmp_path}"]) == code
+    assert str(raised) in capsys.readouterr().err
+
+
+def test_eval_hands_on_the_search(monkeypatch, run):
+    calls = []
+    module(monkeypatch, "evaluate", evaluate=lambda *given, **how: calls.append((given, how)))
+    words = ["--split=valid", "--average=3", "--config.decode.beam=7", "--config.decode.alpha=1"]
+    assert main(["eval", f"--workdir={run}", *words]) == 0
+    [(given, how)] = calls
+    assert given == (run, "valid", None, 3)
+    assert Decode(**how) == Decode(beam=7, alpha=1.0)
+
+
+class Echo:
+    """A run whose translations say what was asked for."""
+
+    def search(self, lines, how):
+        for line in lines:
+            found = [(f"{line} {how.method}{how.beam}\n{i}", 0.0 - i) for i in range(how.beam)]
+            yield [translate.Hypothesis(*each) for each in found] if line else [EMPTY]
+
+    def score(self, sources, targets):
+        return [len(s) - len(t) for s, t in zip(sources, targets, strict=True)]
+
+
+EMPTY = translate.Hypothesis("", 0.0)
+
+
+@pytest.fixture
+def echo(monkeypatch):
+    loaded = []
+    load = lambda *given: loaded.append(given) or Echo()
+    module(monkeypatch, "translate", load=load, Hypothesis=translate.Hypothesis)
+    return loaded
+
+
+def test_translate_keeps_lines_and_order(echo, run, tmp_path):
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.write_bytes("b\r\n\nü a\u2028c".encode())
+    words = [f"--input={source}", f"--output={output}", "--beam=2", "--step=7"]
+    assert main(["translate", f"--workdir={run},{run}", *words]) == 0
+    assert output.read_bytes().decode() == "b beam2 0\n\nü a\u2028c beam2 0\n"
+    assert echo == [([run, run], 7)]
+
+
+def test_translate_reads_standard_input_and_writes_standard_output(echo, run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\n\n")))
+    words = ["--nbest=2", "--scores", "--sample", "--config.decode.beam=3"]
+    assert main(["translate", f"--workdir={run}", *words]) == 0
+    # n-best: as many lines for every line, an empty one too.
+    expected = ["0.0000\ta sample3 0", "-1.0000\ta sample3 1", "0.0000\t", "-inf\t"]
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_on_a_terminal_it_asks_for_one_sentence_after_another(echo, run, capsys, monkeypatch):
+    typed = iter(["one", "two"])
+
+    def answer(prompt):
+        for line in typed:
+            return line
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", answer)
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: True))
+    assert main(["translate", f"--workdir={run}"]) == 0
+    assert capsys.readouterr().out == "one beam4 0\ntwo beam4 0\n"
+
+
+def test_score_prints_a_number_a_line(echo, run, tmp_path, capsys):
+    for name, lines in (("a", "123\n\n"), ("b", "1\n\n")):
+        (tmp_path / name).write_text(lines)
+    files = f"--source={tmp_path / 'a'}", f"--target={tmp_path / 'b'}"
+    assert main(["score", f"--workdir={run}", *files]) == 0
+    assert capsys.readouterr().out == "2.0000\n0.0000\n"
+
+
+def test_average_takes_the_last_or_the_best(monkeypatch, run):
+    calls = []
+    module(monkeypatch, "translate", average=lambda *given, **kinds: calls.append((given, kinds)))
+    assert main(["average", f"--workdir={run}", "--out=new", "--best=3"]) == 0
+    assert calls == [((run, "new"), {"last": 0, "best": 3})]
+
+
+def test_config_marks_what_was_overridden(capsys, run):
+    assert main(["config", "--config=quickstart", "--config.optim.lr=0.5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "* optim.lr = 0.5" in lines and "  optim.warmup = 400" in lines
+    assert "  init_from = ''" in lines and "  tokenizer.joint = true" in lines
+    assert sum(line.startswith("*") for line in lines) == 1
+    assert main(["config", f"--workdir={run}"]) == 0
+    assert "* optim.lr = 0.5" in capsys.readouterr().out.splitlines()
+
+
+def test_what_config_prints_can_be_typed_again(capsys):
+    main(["config", "--config=multi30k"])
+    first = capsys.readouterr().out
+    pairs = re.findall(r"^  (\S+) = (.*)$", first, re.M)
+    words = shlex.split(" ".join(f"--config.{key}={value}" for key, value in pairs))
+    assert main(["config", "--config=wmt14_en_de:big", *words]) == 0
+    again = capsys.readouterr().out
+    assert re.findall(r"^\* (\S+) = (.*)$", again, re.M) == pairs
+
+
+def test_config_shows_the_difference_between_two(capsys, run):
+    words = ["config", "--config=wmt14_en_de:big", "--diff=wmt14_en_de"]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "model.width: 1024 -> 512" in lines and "train.steps: 300000 -> 100000" in lines
+    assert main(["config", f"--workdir={run}", f"--diff={run}"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_list_shows_what_there_is_to_choose_from(capsys):
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("quickstart", "transformer", "big", "seq2seq", "noam", "synthetic, files"):
+        assert word in printed
+
+
+def test_list_shows_runs(capsys, run, tmp_path):
+    assert main(["list", f"--workdir={tmp_path}"]) == 0
+    assert "step 0 of 100,000  no BLEU" in capsys.readouterr().out
+    row = {"metric": "bleu", "score": 41.02, "split": "test", "synthetic": True}
+    with open(f"{run}/scores.jsonl", "w") as file:
+        file.write(json.dumps(row) + "\n")
+    main(["list", f"--workdir={run}"])
+    assert "BLEU 41.0 on synthetic test" in capsys.readouterr().out

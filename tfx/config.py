@@ -1,0 +1,491 @@
+"""What a run is made of: frozen dataclasses inside, an ml_collections dict at the edge.
+
+A config file is plain Python: `get_config(arg)` starts from `defaults(...)`, changes
+values, and returns the dict. Overrides (`--config.optim.lr=1e-3`) change it further;
+`freeze` then turns it into the dataclasses below, checking every type, choice and
+bound. Bounds are written in the annotation, as a condition on `x`, and are quoted in
+the error.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import re
+import traceback
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import ge, gt, le, lt, ne
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+Count = Annotated[int, "x >= 0"]
+Positive = Annotated[int, "x >= 1"]
+Rate = Annotated[float, "0 <= x < 1"]
+Schedule = Literal["noam", "rsqrt", "linear", "cosine", "constant"]
+Axis = Annotated[int, "x >= -1", "x != 0"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where examples come from."""
+
+    source: str = "synthetic"  # synthetic | files | tfds:NAME
+    train: str = "train"  # files: "a.en,a.de"; more corpora after a space; TFDS: a split
+    valid: str = "valid"
+    test: str = "test"
+    fields: str = ""  # JSONL keys, TSV columns (from 1) or TFDS features: "en,de"
+    max_length: Positive = 256  # tokens a side, EOS included; longer pairs: dropped, counted
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """How text becomes ids. Trained on first use, kept in the workdir."""
+
+    kind: Literal["bpe", "unigram", "bytes"] = "bpe"
+    vocab: Positive = 8000  # pieces, the four special ones included; bytes: ignored
+    joint: bool = True  # one vocabulary for both sides
+    sampling: Rate = 0.0  # BPE-dropout probability, or the unigram model's alpha
+    lowercase: bool = False
+    path: str = ""  # a SentencePiece model to use instead of training one
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How examples become arrays of few static shapes."""
+
+    tokens: Positive = 4096  # padded tokens a side, per step, over all devices
+    kind: Literal["bucket", "pack"] = "bucket"
+    shapes: Positive = 5  # bucket: static shapes at most; pack: always one
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised."""
+
+    name: str = "seq2seq"
+    label_smoothing: Rate = 0.1
+    smoothing: Literal["uniform", "tensor2tensor"] = "uniform"
+    z_loss: Annotated[float, "x >= 0"] = 0.0
+
+
+@dataclass(frozen=True)
+class Optim:
+    """How parameters move. `name` is any optimiser of optax."""
+
+    name: str = "adam"
+    lr: Annotated[float, "x > 0"] = 1.0  # noam: the factor; others: the peak
+    schedule: Schedule = "noam"
+    warmup: Count = 4000
+    b1: Rate = 0.9
+    b2: Rate = 0.98
+    eps: Annotated[float, "x > 0"] = 1e-9
+    weight_decay: Annotated[float, "x >= 0"] = 0.0  # matrices only
+    clip: Annotated[float, "x >= 0"] = 0.0  # global norm; 0: off
+    ema: Rate = 0.0  # decay of the moving average of parameters; 0: off
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long, how precise, how often something is said."""
+
+    steps: Positive = 100_000
+    accum: Positive = 1  # micro-batches a step; batch.tokens is divided among them
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of compute; parameters stay float32
+    log_every: Positive = 100
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Validation while training."""
+
+    every: Count = 1000  # steps between validation losses; 0: never
+    bleu_every: Count = 0  # steps between validation BLEU; 0: never
+    sentences: Count = 0  # for BLEU: the first so many of the split; 0: all
+    monitor: Literal["loss", "bleu"] = "loss"  # what "best" and patience look at
+    patience: Count = 0  # evaluations without a gain before stopping; 0: off
+    tokenize: Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "none"] = "13a"  # BLEU
+    tokenized: bool = False  # the text comes tokenised: bleu_tok_lc splits at spaces alone
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is kept. The three rules add up."""
+
+    every: Positive = 1000
+    keep_last: Positive = 3
+    keep_best: Count = 1
+    keep_every: Count = 0  # steps; 0: none kept for good
+
+
+@dataclass(frozen=True)
+class Decode:
+    """How translations are searched for."""
+
+    method: Literal["beam", "greedy", "sample"] = "beam"
+    beam: Positive = 4  # beams, or samples a sentence
+    alpha: Annotated[float, "x >= 0"] = 0.6
+    penalty: Literal["gnmt", "length"] = "gnmt"  # ((5+n)/6)^alpha | n^alpha
+    stop: Literal["exact", "full"] = "exact"  # full: once `beam` hypotheses have ended
+    extra: Count = 50  # longest output = source length + extra
+    temperature: Annotated[float, "x > 0"] = 1.0
+    top_k: Count = 0  # 0: off
+    top_p: Annotated[float, "0 < x <= 1"] = 1.0
+    tokens: Positive = 4096  # source tokens a batch
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices along each mesh axis; -1: all that remain."""
+
+    data: Axis = -1
+    fsdp: Axis = 1
+    tensor: Axis = 1
+    sequence: Axis = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. `model` is the Config of a file in tfx/models, chosen by `model.name`."""
+
+    model: Any
+    seed: Count = 0
+    init_from: str = ""  # a workdir whose parameters to start from
+    data: Data = field(default_factory=Data)
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    batch: Batch = field(default_factory=Batch)
+    objective: Objective = field(default_factory=Objective)
+    optim: Optim = field(default_factory=Optim)
+    train: Train = field(default_factory=Train)
+    eval: Eval = field(default_factory=Eval)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    decode: Decode = field(default_factory=Decode)
+    mesh: Mesh = field(default_factory=Mesh)
+
+
+# --------------------------------------------------------- from a file to a dict
+
+BUILT_IN = Path(__file__).parent.parent / "configs"  # in a checkout; a wheel has none
+
+# What `tiny` makes of a config: these texts, and at most these numbers.
+_TINY = {
+    "data": dict(source="synthetic", train="valid", valid="valid", test="test", fields="")
+    | dict(max_length=32),
+    "model": dict(width=16, depth=1, decoder_depth=1, heads=2, key_width=8, value_width=8, mlp=32),
+    "tokenizer": dict(vocab=200, path=""),
+    "batch": dict(tokens=256, shapes=2),
+    "optim": dict(warmup=1),
+    "train": dict(steps=2, log_every=1),
+    "eval": dict(every=2),
+    "checkpoint": dict(every=2),
+    "decode": dict(beam=2, extra=8, tokens=256),
+}
+
+
+def defaults(model: str = "transformer", size: str = "base") -> ConfigDict:
+    """Every key with its default value, locked: where a config file starts."""
+    family = _family(model)
+    if size not in family.SIZES:
+        raise ValueError(f'size "{size}" of {model}: choose from {", ".join(family.SIZES)}')
+    return thaw(Config(family.Config(**family.SIZES[size])))
+
+
+def variant(arg: str, *choices: str) -> tuple[str, bool]:
+    """What the ARG of `--config=FILE:ARG` says, words with commas between them: which of
+    `choices` is named (the first, where none is), and whether "tiny" is named too.
+    """
+    words = [word for word in arg.split(",") if word]
+    named = [word for word in words if word != "tiny"]
+    if len(named) > 1 or not {*named} <= {*choices}:
+        raise ValueError(f'variant "{arg}": choose from {", ".join((*choices, "tiny"))}')
+    return (named or [*choices, ""])[0], "tiny" in words
+
+
+def tiny(config: ConfigDict) -> ConfigDict:
+    """Shrink any config, in place, to two steps that take seconds: what CI trains.
+
+    It reads the embedded corpus, and trains on the small validation split of it.
+    """
+    for section, values in _TINY.items():
+        for key in values.keys() & config[section].keys():
+            old, new = config[section][key], values[key]
+            config[section][key] = new if isinstance(new, str) else min(new, old)
+    config.eval.sentences, config.init_from = 4, ""
+    return config
+
+
+def load(spec: str) -> ConfigDict:
+    """Run a config file: `FILE.py`, or the name of a built-in one; `:ARG` may follow.
+
+    Raises:
+      FileNotFoundError: neither is there.
+      ValueError: the file raises; the message has its line.
+    """
+    name, _, arg = spec.partition(":")
+    path = _find(name)
+    space: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), space)
+        if "get_config" not in space:
+            raise ValueError("defines no get_config(arg)")
+        config = space["get_config"](*[arg] if arg else [])
+        if not isinstance(config, ConfigDict):
+            raise ValueError(f"get_config returns {type(config).__name__}, not a ConfigDict")
+    except Exception as error:
+        raise ValueError(_explain(error, path)) from error
+    return config
+
+
+def _find(name: str) -> Path:
+    path = Path(name)
+    if path.suffix == ".py" and path.is_file():
+        return path
+    built_in = BUILT_IN / f"{path.stem}.py"
+    if path.parent in (Path(), Path("configs")) and built_in.is_file():
+        return built_in
+    names = ", ".join(sorted(p.stem for p in BUILT_IN.glob("*.py"))) or "none"
+    hint = did_you_mean(path.stem, names.split(", ")) or f"; built in: {names}"
+    raise FileNotFoundError(f"{name}: no such config file{hint}")
+
+
+def _explain(error: Exception, path: Path) -> str:
+    """One line with the place in the config file that an error comes from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if f.filename == str(path)]
+    what = " ".join(str(error).split())
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines, what = [error.lineno], error.msg
+    elif isinstance(error, AttributeError) and "ml_collections" in frames[-1].filename:
+        key = re.search(r"""(?:Key |instead of |^"?)["'](\w+)["']""", what)[1]
+        what = f"{key}: no such key{did_you_mean(key, [*defaults(), *flatten(defaults())])}"
+    elif not isinstance(error, ValueError):
+        what = f"{type(error).__name__}: {what}"
+    return f"{path}:{lines[-1]}: {what}" if lines else f"{path}: {what}"
+
+
+def override(config: ConfigDict, arguments: Sequence[str]) -> dict[str, Any]:
+    """Apply `--config.KEY=VALUE` arguments, in place; returns {key: value} of what was set."""
+    known = flatten(config)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        key = name.partition(".")[2]
+        if key not in known:
+            raise ValueError(_no_such_key(key, known))
+        kind = type(known[key])
+        if not equals and kind is not bool:
+            raise ValueError(f"{name}: a value is missing; write --config.{key}=VALUE")
+        parse = flags.BooleanParser().parse if kind is bool else kind
+        try:
+            _ = equals and parse(value)
+        except (TypeError, ValueError):  # TypeError: None, which a config file may write
+            want = KINDS.get(kind, "a value in the config file first")
+            raise ValueError(f"{key} = {_show(value)}: want {want}") from None
+    values, argv = flags.FlagValues(), ["tfx", *arguments]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    values(argv)
+    return config_flags.get_override_values(values["config"])
+
+
+# --------------------------------------------------- from a dict to dataclasses
+
+
+def freeze(config: Mapping[str, Any]) -> Config:
+    """Check everything and turn the dict into dataclasses. Keys left out: their default.
+
+    Raises:
+      ValueError: an unknown key, a wrong type, an unknown choice, a broken bound or
+        values that do not fit each other; one line, with the full key.
+    """
+    given = flatten(config)
+    family = _family(given.get("model.name", "transformer"))
+    known = flatten(to_dict(Config(family.Config())))
+    for key in (key for key in given if key not in known):
+        raise ValueError(_no_such_key(key, known))
+    frozen = _build(Config, {"model": family.Config}, given, "")
+    family.check(frozen.model)
+    for misfit in _misfits(frozen):
+        raise ValueError(misfit)
+    return frozen
+
+
+def thaw(config: Config) -> ConfigDict:
+    """The dict of a config, locked: to be changed, and frozen again."""
+    return ConfigDict(to_dict(config)).lock()
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested dict in the order of the schema; without what is set at run time."""
+    from tfx.models import MODELS  # here and below: only what needs flax waits for it
+
+    tree = dataclasses.asdict(config)
+    name = next(n for n, family in MODELS.items() if type(config.model) is family.Config)
+    settable = [f.name for f in _settable(type(config.model))]
+    return tree | {"model": {"name": name} | {key: tree["model"][key] for key in settable}}
+
+
+def to_json(config: Config) -> str:
+    """Indented JSON; `from_json` gives the same config back, exactly."""
+    return json.dumps(to_dict(config), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """The config that `to_json` wrote, with every check of `freeze`."""
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {error.lineno}: not JSON ({error.msg})") from None
+    if not isinstance(tree, dict):
+        raise ValueError("not a config: the outermost value is no object")
+    return freeze(tree)
+
+
+def _family(name: Any):
+    from tfx.models import MODELS
+
+    if not isinstance(name, str) or name not in MODELS:
+        raise ValueError(f"model.name = {_show(name)}: choose from {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def _settable(cls: type) -> list[dataclasses.Field]:
+    return [f for f in dataclasses.fields(cls) if not f.metadata.get("runtime")]
+
+
+def _build(cls: type, kinds: dict[str, Any], given: dict[str, Any], prefix: str) -> Any:
+    hints = get_type_hints(cls, include_extras=True) | kinds
+    values = {}
+    for name in (f.name for f in _settable(cls)):
+        if dataclasses.is_dataclass(hints[name]):
+            values[name] = _build(hints[name], {}, given, f"{prefix}{name}.")
+        elif prefix + name in given:
+            values[name] = _value(hints[name], given[prefix + name], prefix + name)
+    return cls(**values)
+
+
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_COMPARE = {"<": lt, "<=": le, ">": gt, ">=": ge, "!=": ne}
+
+
+def _value(hint: Any, value: Any, key: str) -> Any:
+    """`value`, where it is of the annotated type and within the annotated bounds."""
+    hint, *bounds = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ValueError(f"{key} = {_show(value)}: choose from {', '.join(get_args(hint))}")
+        return value
+    if hint is float and type(value) is int:
+        value = float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ValueError(f"{key} = {_show(value)}: want {KINDS[hint]}")
+    if not all(_holds(bound, value) for bound in bounds):
+        raise ValueError(f"{key} = {_show(value)}: want {' and '.join(bounds)}")
+    if hint is float and not math.isfinite(value):
+        raise ValueError(f"{key} = {_show(value)}: want a finite number")
+    return value
+
+
+def _holds(bound: str, x: float) -> bool:
+    words = bound.split()  # "0 <= x < 1"
+    numbers = [x if word == "x" else float(word) for word in words[::2]]
+    pairs = zip(numbers, words[1::2], numbers[1:], strict=False)
+    return all(_COMPARE[sign](left, right) for left, sign, right in pairs)
+
+
+def _misfits(c: Config) -> Iterator[str]:
+    """What is wrong with values that are fine one by one."""
+    from tfx.objectives import OBJECTIVES
+
+    evaluates = c.eval.every or c.eval.bleu_every
+    positions = getattr(c.model, "max_length", c.data.max_length)
+    if c.objective.name not in OBJECTIVES:
+        yield f'objective.name = "{c.objective.name}": choose from {", ".join(OBJECTIVES)}'
+    if not re.fullmatch(r"synthetic|files|tfds:.+", c.data.source):
+        yield f'data.source = "{c.data.source}": choose from synthetic, files, tfds:NAME'
+    if not c.data.train:
+        yield 'data.train = "": say what to train on'
+    if evaluates and not c.data.valid:
+        yield 'data.valid = "": say what to evaluate on, or set eval.every and eval.bleu_every to 0'
+    if c.eval.patience and not evaluates:
+        yield f"eval.patience = {c.eval.patience}: needs eval.every or eval.bleu_every above 0"
+    if c.eval.monitor == "bleu" and not c.eval.bleu_every:
+        yield "eval.monitor = bleu: needs eval.bleu_every above 0"
+    if c.data.max_length > positions:
+        yield f"data.max_length = {c.data.max_length}: model.max_length allows only {positions}"
+    if c.tokenizer.kind == "bytes" and c.tokenizer.sampling:
+        yield f"tokenizer.sampling = {c.tokenizer.sampling}: bytes have one spelling; set 0"
+    if not c.tokenizer.joint and getattr(c.model, "tie", "") == "all":
+        yield "model.tie = all: set tokenizer.joint = true (one vocabulary), or tie = decoder"
+    if c.optim.schedule in ("linear", "cosine") and c.optim.warmup >= c.train.steps:
+        yield f"optim.warmup = {c.optim.warmup}: want less than train.steps = {c.train.steps}"
+
+
+# ------------------------------------------------------------------- comparing
+
+# What may change while a run goes on: how long, what is measured and how often, how
+# translations are searched for, and over which devices.
+MAY_CHANGE = (
+    *("train.steps", "train.log_every", "data.valid", "data.test"),
+    *("eval.", "checkpoint.", "decode.", "mesh."),
+)
+
+
+def decides(config: Config) -> dict[str, Any]:
+    """{key: value} of all that decides the parameters after a given step."""
+    keep = "train.steps" if config.optim.schedule in ("linear", "cosine") else None
+    flat = flatten(to_dict(config))
+    return {k: v for k, v in flat.items() if k == keep or not k.startswith(MAY_CHANGE)}
+
+
+def fingerprint(config: Config) -> str:
+    """12 hex digits over `decides(config)`: equal for runs that may continue each other."""
+    text = json.dumps(decides(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def diff(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, left, right) wherever two flat dicts differ; None where a key is missing."""
+    keys = list(left) + [key for key in right if key not in left]
+    return [(k, left.get(k), right.get(k)) for k in keys if left.get(k) != right.get(k)]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim.lr": 1.0, ...} of a nested dict or ConfigDict."""
+    flat = {}
+    for key, value in tree.items():
+        nested = isinstance(value, (Mapping, ConfigDict))
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """ "; did you mean X?" with the nearest of `known`, or else ""; for dotted keys too.
+
+    The last part of a key counts most: `lr` and `optm.lr` both find `optim.lr`.
+    """
+    section, _, leaf = word.rpartition(".")
+    ratio = lambda a, b: difflib.SequenceMatcher(None, a, b).ratio()
+
+    def near(key: str) -> tuple[float, float]:
+        home, _, last = key.rpartition(".")
+        return ratio(leaf, last) + 0.2 * (bool(section) and home == section), ratio(word, key)
+
+    best = max(known, key=near, default="")
+    return f"; did you mean {best}?" if best and near(best)[0] >= 0.6 else ""
+
+
+def _no_such_key(key: str, known: Collection[str]) -> str:
+    inside = [k.removeprefix(f"{key}.") for k in known if k.startswith(f"{key}.")]
+    if inside:
+        return f"{key}: a section, not a value; it has {', '.join(inside)}"
+    section = key.rpartition(".")[0]
+    beside = [k.removeprefix(f"{section}.") for k in known if k.startswith(f"{section}.")]
+    hint = did_you_mean(key, known) or (f"; {section} has {', '.join(beside)}" if beside else "")
+    return f"{key}: no such key{hint}"
+
+
+def _show(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)

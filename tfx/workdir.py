@@ -1,0 +1,155 @@
+"""What is kept beside a run, so that it can go on, be explained and be read again?
+
+    config.json      every value, resolved: what translating and resuming read
+    overrides.txt    the `--config.KEY=VALUE` of the last start
+    starts.jsonl     a line per start: when, how, with which versions and git revision
+
+A config file is never copied here and never executed from here.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import tfx
+from tfx import config as configs
+from tfx.config import Config
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
+
+
+def prepare(
+    directory: str | os.PathLike, config: Config, provenance: dict[str, Any] | None = None
+) -> Path:
+    """Make a workdir, or take up one that holds the same run, and write down its start.
+
+    Args:
+      provenance: how the run was started: `argv`, a list, and `overrides`, {key: value}.
+
+    Returns:
+      The absolute path.
+
+    Raises:
+      ValueError: the directory cannot be written, or holds another run; see
+        `tfx.config.MAY_CHANGE` for what may differ.
+    """
+    path = check(directory, config)
+    provenance = {"argv": [], "overrides": {}} | (provenance or {})
+    overrides = as_arguments(provenance["overrides"])
+    start = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+    start |= {"argv": provenance["argv"], "config": configs.fingerprint(config), "git": revision()}
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _write(path / "overrides.txt", "".join(f"{line}\n" for line in overrides))
+        _write(path / "config.json", configs.to_json(config))
+        with (path / "starts.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(start | versions()) + "\n")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot write here ({error.strerror})") from error
+    return path
+
+
+def check(directory: str | os.PathLike, config: Config) -> Path:
+    """The absolute path, where `prepare` would accept the directory; nothing is written."""
+    if "://" in str(directory):
+        raise ValueError(f"{directory}: a workdir is a local or mounted directory, not a URL")
+    path = Path(directory).expanduser().absolute()
+    if not (path / "config.json").exists():
+        return path
+    old, new = configs.decides(read_config(path)), configs.decides(config)
+    if differ := configs.diff(old, new):
+        shown = "; ".join(f"{key} was {a}, is {b}" for key, a, b in differ[:5])
+        more = f"; and {len(differ) - 5} more" if len(differ) > 5 else ""
+        raise ValueError(f"{path}: holds another run: {shown}{more}; choose another workdir")
+    return path
+
+
+def read_config(directory: str | os.PathLike) -> Config:
+    """The config of the run in a workdir, from its JSON.
+
+    Raises:
+      FileNotFoundError: there is no run.
+      ValueError: the file is damaged, or of a version with other keys.
+    """
+    path = Path(directory) / "config.json"
+    try:
+        return configs.from_json(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{directory}: no run here (config.json is missing)") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_overrides(directory: str | os.PathLike) -> list[str]:
+    """The keys that the command line changed at the last start."""
+    path = Path(directory) / "overrides.txt"
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return [line.removeprefix("--config.").partition("=")[0] for line in lines]
+
+
+def as_arguments(overrides: dict[str, Any]) -> Iterable[str]:
+    """`--config.KEY=VALUE` for each, as one would type them."""
+    for key, value in overrides.items():
+        yield f"--config.{key}={str(value).lower() if isinstance(value, bool) else value}"
+
+
+def find(root: str | os.PathLike) -> list[Path]:
+    """The workdirs in a directory, or the directory itself if it is one."""
+    root = Path(root)
+    if (root / "config.json").exists():
+        return [root]
+    if found := sorted(path.parent for path in root.glob("*/config.json")):
+        return found
+    raise FileNotFoundError(f"{root}: no runs here")
+
+
+def progress(directory: str | os.PathLike) -> tuple[int, dict[str, Any] | None]:
+    """The step of the last checkpoint (0: none), and the last BLEU row of scores.jsonl."""
+    path = Path(directory)
+    steps = [int(p.name) for p in path.glob("checkpoints/*") if p.name.isdigit()]
+    scores = path / "scores.jsonl"
+    lines = scores.read_text("utf-8").splitlines() if scores.exists() else []
+    rows = [row for row in map(json.loads, lines) if row["metric"] == "bleu"]
+    return max(steps, default=0), rows[-1] if rows else None
+
+
+def versions() -> dict[str, str]:
+    """{package: version} of what a result may depend on."""
+    found = {"tfx": tfx.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def revision() -> str:
+    """The git commit of this code, with "+" where tracked files were changed since.
+
+    Empty where the code does not lie in a repository of its own.
+    """
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return ""
+    git = lambda *words: subprocess.run(
+        ["git", "-C", root, *words], capture_output=True, text=True, timeout=10, check=True
+    ).stdout.strip()
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + "+" * bool(changed)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: a run that is killed here leaves the old file."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, "utf-8")
+    os.replace(new, path)
