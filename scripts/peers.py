@@ -1,0 +1,283 @@
+"""How fast, and what, are other implementations on our batches and with our weights?
+
+Workers of `bench_train.py` and `bench_decode.py`, which start them under an interpreter that
+has torch, transformers and ctranslate2 (tfx needs none of them), one process a contender:
+
+    peers.py train  batches.npz --system marian|torch --threads 2
+    peers.py decode task.npz    --system marian|ctranslate2 --beam 5 --rows 64 --threads 2
+
+Both files hold `config`, the resolved configuration of the tfx run as JSON, and `vocab`.
+batches.npz adds the arrays of step i as `<i>/source`, `<i>/target_in`, `<i>/target_out` [rows,
+length] int32, 0 padding. task.npz adds float32 parameters under the names of a Marian
+checkpoint, weights [out, in], `model.shared.weight` the one embedding; `sentences` int32, all
+source sentences end to end, each with its EOS; and `lengths` of them.
+
+The peers get what is known to be good for them: no final norm in torch.nn.Transformer and no
+dropout inside its mlp (as in our model), one batch conversion before the clock starts, Adam's
+fused step.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from functools import partial
+
+import numpy as np
+from interleave import serve
+
+PAD, EOS, BOS = 0, 1, 3
+
+
+def read(path):
+    """The configuration, and the arrays by name."""
+    file = dict(np.load(path))
+    config = json.loads(str(file.pop("config")))
+    config["model"]["vocab"] = int(file.pop("vocab"))
+    return config, file
+
+
+def sinusoid(length, width):
+    angle = np.arange(length)[:, None] / 10000 ** (np.arange(0, width, 2) / width)
+    return np.stack([np.sin(angle), np.cos(angle)], -1).reshape(length, width).astype(np.float32)
+
+
+def marian(c):
+    """MarianMTModel of a model config: post-norm, three-way tied, our positions and epsilon."""
+    import torch
+    from transformers import MarianConfig, MarianMTModel, logging
+
+    logging.set_verbosity_error()
+    model = MarianMTModel(
+        MarianConfig(
+            vocab_size=c["vocab"],
+            d_model=c["width"],
+            encoder_layers=c["depth"],
+            decoder_layers=c["decoder_depth"] or c["depth"],
+            encoder_attention_heads=c["heads"],
+            decoder_attention_heads=c["heads"],
+            encoder_ffn_dim=c["mlp"],
+            decoder_ffn_dim=c["mlp"],
+            activation_function=c["activation"],
+            dropout=c["dropout"],
+            attention_dropout=c["attention_dropout"],
+            max_position_embeddings=c["max_length"],
+            scale_embedding=c["scale_embeddings"],
+            pad_token_id=PAD,
+            eos_token_id=EOS,
+            decoder_start_token_id=BOS,
+            forced_eos_token_id=None,
+        )
+    )
+    for part in (model.model.encoder, model.model.decoder):
+        part.embed_positions.weight.data = torch.from_numpy(sinusoid(c["max_length"], c["width"]))
+    for part in model.modules():
+        if isinstance(part, torch.nn.LayerNorm):
+            part.eps = c["epsilon"]
+    return model
+
+
+def torch_transformer(c):
+    """torch.nn.Transformer between embeddings and logits: (parameters, forward)."""
+    import torch
+    from torch import nn
+
+    embedding = nn.Embedding(c["vocab"], c["width"])
+    nn.init.normal_(embedding.weight, std=c["width"] ** -0.5)
+    sizes = (c["width"], c["heads"], c["depth"], c["decoder_depth"] or c["depth"], c["mlp"])
+    stacks = nn.Transformer(*sizes, c["dropout"], c["activation"], None, None, c["epsilon"], True)
+    stacks.encoder.norm = stacks.decoder.norm = None
+    for layer in (*stacks.encoder.layers, *stacks.decoder.layers):
+        layer.dropout = nn.Identity()
+        layer.self_attn.dropout = c["attention_dropout"]
+    for layer in stacks.decoder.layers:
+        layer.multihead_attn.dropout = c["attention_dropout"]
+    positions = torch.from_numpy(sinusoid(c["max_length"], c["width"]))
+
+    def embed(ids):
+        x = embedding(ids) * c["width"] ** 0.5 + positions[: ids.shape[1]]
+        return nn.functional.dropout(x, c["dropout"])
+
+    def forward(source, target):
+        hidden = source == PAD
+        future = torch.ones(2 * [target.shape[1]], dtype=torch.bool).triu(1)
+        masks = dict(src_key_padding_mask=hidden, memory_key_padding_mask=hidden, tgt_mask=future)
+        return stacks(embed(source), embed(target), **masks) @ embedding.weight.T
+
+    return [*stacks.parameters(), embedding.weight], forward
+
+
+def train(args):
+    """A round is one step on each batch: forward, label-smoothed loss, backward, Adam."""
+    import torch
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    config, arrays = read(args.file)
+    steps, names = sum("/source" in key for key in arrays), ("source", "target_in", "target_out")
+    batches = [[torch.from_numpy(arrays[f"{i}/{n}"]).long() for n in names] for i in range(steps)]
+    if args.system == "torch":
+        parameters, forward = torch_transformer(config["model"])
+    else:
+        model = marian(config["model"]).train()
+        parameters = model.parameters()
+
+        def forward(source, target):
+            return model(source, source != PAD, decoder_input_ids=target, use_cache=False).logits
+
+    betas = config["optim"]["b1"], config["optim"]["b2"]
+    optimizer = torch.optim.Adam(parameters, 1e-4, betas, config["optim"]["eps"], fused=True)
+    smoothing = config["objective"]["label_smoothing"]
+    cross_entropy = partial(
+        torch.nn.functional.cross_entropy, ignore_index=PAD, label_smoothing=smoothing
+    )
+
+    def step(source, target_in, target_out):
+        optimizer.zero_grad()
+        loss = cross_entropy(forward(source, target_in).flatten(0, 1), target_out.flatten())
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    def work():
+        losses = [step(*batch) for batch in batches]
+        return {"loss": sum(losses) / len(losses)}
+
+    for batch in {batch[0].shape: batch for batch in batches}.values():
+        step(*batch)
+    return work
+
+
+def read_task(path):
+    """The configuration, parameters by name, and a list of source sentences."""
+    config, arrays = read(path)
+    sentences, lengths = arrays.pop("sentences"), arrays.pop("lengths")
+    return config, arrays, np.split(sentences, np.cumsum(lengths)[:-1])
+
+
+def decode_marian(args):
+    """Hugging Face generate, sentences sorted by length, `rows` at a time."""
+    import torch
+
+    torch.set_num_threads(args.threads)
+    config, arrays, sentences = read_task(args.file)
+    model = marian(config["model"]).eval()
+    loaded = model.load_state_dict({k: torch.from_numpy(x) for k, x in arrays.items()}, False)
+    if loaded.unexpected_keys:
+        raise ValueError(f"parameters that MarianMTModel has not: {loaded.unexpected_keys}")
+    model.tie_weights()
+    order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
+    longest = max(map(len, sentences)) + config["decode"]["extra"]
+    search = dict(num_beams=args.beam, do_sample=False, max_new_tokens=longest)
+    if args.beam > 1:
+        search |= dict(length_penalty=config["decode"]["alpha"], early_stopping=True)
+
+    def work():
+        hypotheses = [None] * len(sentences)
+        for start in range(0, len(order), args.rows):
+            group = order[start : start + args.rows]
+            rows = [torch.from_numpy(sentences[i]).long() for i in group]
+            source = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
+            out = model.generate(source, attention_mask=(source != PAD).long(), **search)
+            for i, ids in zip(group, out.tolist(), strict=True):
+                ended = [*ids[1:], EOS]
+                hypotheses[i] = ended[: ended.index(EOS)]
+        return {"hypotheses": hypotheses}
+
+    with torch.inference_mode():
+        work()
+    return torch.inference_mode()(work)
+
+
+def ctranslate2_model(config, arrays, folder):
+    """Save the parameters as a CTranslate2 model: its specification filled with our arrays."""
+    from ctranslate2 import specs
+
+    c = config["model"]
+    depths = (c["depth"], c["decoder_depth"] or c["depth"])
+    activation = {"relu": specs.Activation.RELU, "silu": specs.Activation.SWISH}[c["activation"]]
+    post_norm = dict(pre_norm=False, activation=activation)
+    spec = specs.TransformerSpec.from_config(depths, c["heads"], **post_norm)
+    spec.config.layer_norm_epsilon = c["epsilon"]
+
+    def linear(part, *names):
+        part.weight = np.concatenate([arrays[f"{name}.weight"] for name in names])
+        part.bias = np.concatenate([arrays[f"{name}.bias"] for name in names])
+
+    def norm(part, name):
+        part.gamma, part.beta = arrays[f"{name}.weight"], arrays[f"{name}.bias"]
+
+    def attention(part, name, groups):
+        for projection, group in zip(part.linear, groups, strict=True):
+            linear(projection, *(f"{name}.{letter}_proj" for letter in group))
+        norm(part.layer_norm, f"{name}_layer_norm")
+
+    for stack, name in ((spec.encoder, "model.encoder"), (spec.decoder, "model.decoder")):
+        stack.position_encodings.encodings = sinusoid(c["max_length"], c["width"])
+        stack.scale_embeddings = c["scale_embeddings"]
+        for i, layer in enumerate(stack.layer):
+            at = f"{name}.layers.{i}"
+            attention(layer.self_attention, f"{at}.self_attn", (("q", "k", "v"), ("out",)))
+            if stack is spec.decoder:
+                groups = (("q",), ("k", "v"), ("out",))
+                attention(layer.attention, f"{at}.encoder_attn", groups)
+            linear(layer.ffn.linear_0, f"{at}.fc1")
+            linear(layer.ffn.linear_1, f"{at}.fc2")
+            norm(layer.ffn.layer_norm, f"{at}.final_layer_norm")
+    table = arrays["model.shared.weight"]
+    spec.encoder.embeddings[0].weight = spec.decoder.embeddings.weight = table
+    spec.decoder.projection.weight = table
+    vocabulary = ["<blank>", "</s>", "<unk>", "<s>", *map(str, range(4, c["vocab"]))]
+    spec.register_source_vocabulary(vocabulary)
+    spec.register_target_vocabulary(vocabulary)
+    spec.validate()
+    spec.optimize()
+    spec.save(folder)
+    return vocabulary
+
+
+def decode_ctranslate2(args):
+    """CTranslate2 in float32; it sorts and batches by itself, `rows` at a time."""
+    import ctranslate2
+
+    config, arrays, sentences = read_task(args.file)
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary = ctranslate2_model(config, arrays, folder)
+        threads = dict(inter_threads=args.inter, intra_threads=args.threads)
+        translator = ctranslate2.Translator(folder, "cpu", compute_type="float32", **threads)
+    ids = {token: i for i, token in enumerate(vocabulary)}
+    tokens = [[vocabulary[i] for i in sentence] for sentence in sentences]
+    longest = max(map(len, sentences)) + config["decode"]["extra"]
+
+    def work():
+        results = translator.translate_batch(
+            tokens,
+            beam_size=args.beam,
+            length_penalty=config["decode"]["alpha"],
+            max_batch_size=args.rows,
+            max_decoding_length=longest,
+        )
+        return {"hypotheses": [[ids[t] for t in result.hypotheses[0]] for result in results]}
+
+    work()
+    return work
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    training, decoding = verbs.add_parser("train"), verbs.add_parser("decode")
+    for verb, systems in ((training, ("marian", "torch")), (decoding, ("marian", "ctranslate2"))):
+        verb.add_argument("file")
+        verb.add_argument("--system", choices=systems, required=True)
+        verb.add_argument("--threads", type=int, default=os.cpu_count())
+    decoding.add_argument("--inter", type=int, default=1, help="CTranslate2: batches at once")
+    decoding.add_argument("--beam", type=int, default=5, help="1: greedy")
+    decoding.add_argument("--rows", type=int, default=64, help="sentences a batch")
+    args = parser.parse_args()
+    decode = {"marian": decode_marian, "ctranslate2": decode_ctranslate2}
+    serve(partial(train if args.verb == "train" else decode[args.system], args))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""What a run leaves on disk, and how it is found again.
+
+`checkpoints/<step>/` holds, by Orbax, `params`, `ema` (when on), `optimizer` (its state,
+the step, the RNG key) and `meta` (JSON). Translation reads one of the first two alone.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from tfx.state import TrainState
+
+preserve = ocp.training.preservation_policies
+
+
+def _quiet():
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Checkpoints:
+    """The checkpoints of one workdir. Saving is asynchronous; `close` waits for it.
+
+    Attributes:
+      steps: those on disk, ascending.
+    """
+
+    def __init__(self, workdir: str | Path, keep_last: int = 1, keep_best: int = 0, keep_every=0):
+        _quiet()
+        policies = [preserve.LatestN(keep_last)]
+        if keep_best:
+            value = lambda metrics: metrics["value"]
+            policies += [
+                preserve.BestN(
+                    get_metric_fn=value, n=keep_best, keep_checkpoints_without_metrics=False
+                )
+            ]
+        if keep_every:
+            policies += [preserve.EveryNSteps(keep_every)]
+        self._orbax = ocp.training.Checkpointer(
+            Path(workdir).absolute() / "checkpoints",
+            preservation_policy=preserve.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        return [c.step for c in self._orbax.checkpoints]
+
+    def best(self, count: int) -> list[int]:
+        """The steps with the best validation value, best first."""
+        scored = [(c.metrics["value"], c.step) for c in self._orbax.checkpoints if c.metrics]
+        return [step for _, step in sorted(scored, reverse=True)[:count]]
+
+    def choose(self, step: int | None = None, last: int = 0, best: int = 0) -> list[int]:
+        """Which steps to read: a given one, the last or best so many, or else the best one of
+        those that were validated, or else the last.
+
+        Raises:
+          FileNotFoundError: there is no checkpoint.
+          ValueError: not that one, or not so many.
+        """
+        if not self.steps:
+            raise FileNotFoundError(f"{self._orbax.directory}: no checkpoint yet; train first")
+        if step is not None and step not in self.steps:
+            have = ", ".join(map(str, self.steps))
+            raise ValueError(f"{self._orbax.directory}: no step {step}; there are {have}")
+        found = (
+            [step] if step is not None else self.best(best or 1) if not last else self.steps[-last:]
+        )
+        found = found or self.steps[-1:]
+        if len(found) < max(last, best):
+            raise ValueError(
+                f"{self._orbax.directory}: {max(last, best)} checkpoints to average, but only "
+                f"{len(found)} are there; see checkpoint.keep_last and keep_best"
+            )
+        return sorted(found)
+
+    def save(self, state: TrainState, meta: dict, value: float | None = None) -> None:
+        """Write a state; returns before the bytes are on disk.
+
+        Args:
+          meta: JSON: what else the run must remember.
+          value: the validation value that "best" goes by; larger is better.
+        """
+        step = int(state.step)
+        if step in self.steps:
+            return
+        items = {"params": state.params, "optimizer": _rest(state), "meta": meta}
+        if state.ema is not None:
+            items["ema"] = state.ema
+        metrics = None if value is None else {"value": value}
+        self._orbax.save_checkpointables_async(step, items, force=True, metrics=metrics)
+
+    def save_weights(self, step: int, params) -> None:
+        """Write parameters alone: enough to translate with and to start another run from."""
+        self._orbax.save_checkpointables(step, {"params": params}, force=True)
+
+    def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
+        """A state as it was saved, laid out as `like` says, on any number of devices.
+
+        Args:
+          like: `jax.ShapeDtypeStruct`s with shardings.
+
+        Returns:
+          The state and its `meta`.
+        """
+        wanted = {"params": like.params, "optimizer": _rest(like), "meta": None}
+        if like.ema is not None:
+            wanted["ema"] = like.ema
+        if "optimizer" not in self._items(step):
+            raise ValueError(
+                f"{self._orbax.directory} holds averaged parameters alone; "
+                "to train on, start a new workdir with --config.init_from"
+            )
+        self._check(step, "params", like.params)
+        found = self._orbax.load_checkpointables(step, wanted)
+        rest = found["optimizer"]
+        state = like.replace(params=found["params"], ema=found.get("ema"), **rest)
+        return state, found["meta"]
+
+    def weights(self, like, step: int | None = None):
+        """The parameters to translate with: the moving average if there is one.
+
+        Args:
+          like: tree of `jax.ShapeDtypeStruct`s with shardings.
+        """
+        name = "ema" if "ema" in self._items(step) else "params"
+        self._check(step, name, like)
+        return self._orbax.load_checkpointables(step, {name: like})[name]
+
+    def meta(self, step: int | None = None) -> dict:
+        """The JSON beside a checkpoint."""
+        return self._orbax.load_checkpointables(step, {"meta": None})["meta"]
+
+    def _items(self, step):
+        return self._orbax.checkpointables_metadata(step).metadata
+
+    def _check(self, step, name, like) -> None:
+        # Orbax names no parameter when shapes differ, and pads silently when not strict.
+        shape = lambda tree: {
+            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        stored, wanted = shape(self._items(step)[name]), shape(like)
+        if stored != wanted:
+            differ = sorted(k for k in stored | wanted if stored.get(k) != wanted.get(k))
+            shown = "; ".join(f"{k}: saved {stored.get(k)}, model {wanted.get(k)}" for k in differ)
+            raise ValueError(f"checkpoint {self._orbax.directory} does not fit the model: {shown}")
+
+    def wait(self) -> None:
+        """Block until the last save is on disk; raises what went wrong with it."""
+        self._orbax.wait()
+
+    def close(self) -> None:
+        self._orbax.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+def _rest(state: TrainState) -> dict:
+    return {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+
+
+def average(makers: list[Callable]):
+    """The mean of trees that are made one by one, so that two are held at most."""
+    add = jax.jit(lambda total, tree: jax.tree.map(jnp.add, total, tree), donate_argnums=0)
+    total = makers[0]()
+    for make in makers[1:]:
+        total = add(total, make())
+    return jax.tree.map(lambda x: x / len(makers), total) if len(makers) > 1 else total

@@ -1,0 +1,120 @@
+"""How good is a model? Validation loss while it trains; BLEU, chrF and TER of its translations,
+each with the signature of sacreBLEU (Post, 2018) that says what was measured."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import sacrebleu.metrics
+
+import tfx
+from tfx import assemble, sharding, translate, workdir
+from tfx.config import Config, fingerprint
+
+
+def losses(step, params, batches, mesh) -> dict[str, float]:
+    """Mean loss and mean negative log-likelihood per target token over a split, in nats.
+
+    Args:
+      step: jitted (params, batch) -> dict of sums, "weight" among them.
+    """
+    total = None
+    for number in range(batches.steps_per_epoch):
+        batch = batches.batch(number)
+        batch.pop("index", None)
+        sums = step(params, sharding.put_batch(batch, mesh))
+        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+    total = {name: float(value) for name, value in jax.device_get(total).items()}
+    return {name: total[name] / max(total["weight"], 1.0) for name in ("loss", "nll")}
+
+
+def metrics(config: Config) -> dict:
+    """The metrics of translation, by the name they have in scores.jsonl.
+
+    `bleu_tok_lc` is what papers before sacreBLEU report: lower-cased, on tokenised text. It is
+    not comparable with `bleu`.
+    """
+    make = sacrebleu.metrics
+    old = "none" if config.eval.tokenized else "13a"
+    return {
+        "bleu": make.BLEU(tokenize=config.eval.tokenize),
+        "chrf": make.CHRF(),
+        "ter": make.TER(),
+        "bleu_tok_lc": make.BLEU(lowercase=True, tokenize=old, force=True),
+    }
+
+
+def score(config: Config, hypotheses: Sequence[str], references: Sequence[str]) -> list[dict]:
+    """Rows {metric, score, signature} of translations against one reference each."""
+    rows = []
+    for name, metric in metrics(config).items():
+        result = metric.corpus_score(hypotheses, [references])
+        signature = str(metric.get_signature())
+        row = {"metric": name, "score": round(result.score, 4), "signature": signature}
+        if name.startswith("bleu"):
+            row["detail"] = result.format(signature=False).partition("= ")[2]
+        rows.append(row)
+    return rows
+
+
+def bleu(run: translate.Run, sources: Sequence[str], references: Sequence[str]) -> float:
+    """BLEU of a run's translations, as the config says."""
+    return metrics(run.config)["bleu"].corpus_score(run.translate(sources), [references]).score
+
+
+def lines(config: Config, split: str, most: int = 0) -> tuple[list[str], list[str]]:
+    """Sources and references of a split, in order; the first `most` if that is not 0."""
+    chunks = (chunk for corpus in assemble.corpora(config, split) for chunk in corpus.chunks())
+    pairs = (pair for chunk in chunks for pair in zip(*chunk, strict=True))
+    pairs = list(itertools.islice(pairs, most or None))
+    return [source for source, _ in pairs], [target for _, target in pairs]
+
+
+def evaluate(
+    directory: str | Path, split: str = "test", step=None, average: int = 0, say=print, **settings
+) -> list[dict]:
+    """Translate a split, score it, append the rows to the workdir's scores.jsonl.
+
+    The translations are kept in `translations/SPLIT.STEP.txt`.
+
+    Args:
+      average: translate with the mean of the last so many checkpoints.
+      settings: fields of `tfx.config.Decode` to change.
+    """
+    directory, began = Path(directory), time.time()
+    config = workdir.read_config(directory)
+    how = dataclasses.replace(config.decode, **settings)
+    sources, references = lines(config, split)
+    run = translate.load(directory, step, average)
+    hypotheses = [found[0].text for found in run.search(sources, how)]
+    name = f"{split}.{run.step}" + (f".average{average}" if average else "")
+    kept = directory / "translations" / f"{name}.txt"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8", newline="\n")
+    common = {
+        "split": split,
+        "step": run.step,
+        "averaged": average,
+        "sentences": len(sources),
+        "synthetic": config.data.source == "synthetic",
+        "references": hashlib.sha256("\n".join(references).encode()).hexdigest()[:16],
+        "decode": dataclasses.asdict(how),
+        "config": fingerprint(config),
+        "version": tfx.__version__,
+        "revision": workdir.revision(),
+        "seconds": round(time.time() - began, 1),
+    }
+    rows = [row | common for row in score(config, hypotheses, references)]
+    with (directory / "scores.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    kind = "synthetic held-out " if common["synthetic"] else ""
+    say(f"{len(sources):,} {kind}pairs of {split}, step {run.step:,}, {common['seconds']} s")
+    for row in rows:
+        say(f"  {row['metric']:<12}{row['score']:7.2f}  {row['signature']}")
+    return rows

@@ -1,0 +1,113 @@
+"""Where a run's numbers go: a person's terminal, `metrics.jsonl`, TensorBoard files."""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
+
+
+def perplexity(nll: float) -> float:
+    """exp of a mean negative log-likelihood in nats; inf instead of an overflow."""
+    return math.exp(nll) if nll < 700 else math.inf
+
+
+def clock(seconds: float) -> str:
+    """1:02:03 or 02:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:02}:{seconds:02}"
+
+
+class Writer:
+    """One row of numbers goes to `metrics.jsonl` and to TensorBoard.
+
+    Rows beyond `start`, left by a run that died after its last checkpoint, are cut off:
+    the file holds one history.
+    """
+
+    def __init__(self, workdir: str | Path, start: int):
+        from tensorboardX import SummaryWriter
+
+        self._path = Path(workdir) / "metrics.jsonl"
+        self._began = time.time()
+        if self._path.exists():
+            rows = [r for r in self._path.read_text().splitlines() if _step(r) <= start]
+            part = self._path.with_suffix(".part")
+            part.write_text("".join(row + "\n" for row in rows))
+            os.replace(part, self._path)
+        self._file = self._path.open("a", buffering=1)
+        board = str(Path(workdir) / "tensorboard")
+        self._board = SummaryWriter(board, purge_step=start + 1, flush_secs=30)
+
+    def write(self, step: int, split: str, **numbers: float) -> None:
+        """Add a row. `split` is train, valid or test."""
+        row = {"step": step, "split": split} | numbers
+        self._file.write(json.dumps(row | {"seconds": round(time.time() - self._began, 3)}) + "\n")
+        for name, value in numbers.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._file.close()
+        self._board.close()
+
+
+def _step(row: str) -> int:
+    try:
+        return json.loads(row)["step"]
+    except (ValueError, KeyError, TypeError):  # a half-written last line
+        return 1 << 62
+
+
+def read(workdir: str | Path, split: str | None = None) -> list[dict]:
+    """The rows of a workdir's `metrics.jsonl`."""
+    path = Path(workdir) / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines if _step(line) < 1 << 62]
+    return [row for row in rows if split in (None, row["split"])]
+
+
+class Screen:
+    """Progress for a person: a live bar on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, total: int, start: int = 0):
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._total, self._start, self._began = total, start, time.time()
+        columns = [BarColumn(bar_width=20), TextColumn("{task.description}")]
+        self._bar = Progress(*columns, console=self.console, transient=True)
+        self._task = self._bar.add_task("compiling the first step", total=total, completed=start)
+        if self.console.is_terminal:
+            self._bar.start()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self.console.print(Text(line))
+
+    def step(self, step: int, numbers: dict[str, float], bleu: float | None = None) -> None:
+        """The state of training after `step` updates."""
+        rate = (time.time() - self._began) / max(step - self._start, 1)
+        line = (
+            f"step {step:,}/{self._total:,}  loss {numbers['loss']:.3f}  "
+            f"ppl {perplexity(numbers['nll']):.2f}  lr {numbers['lr']:.2e}  "
+            f"{numbers['tokens_per_second']:,.0f} tok/s  epoch {numbers['epoch']:.2f}  "
+            f"ETA {clock(rate * (self._total - step))}"
+        )
+        line += "" if bleu is None else f"  BLEU {bleu:.1f}"
+        if self.console.is_terminal:
+            self._bar.update(self._task, completed=step, description=line)
+        else:
+            self.say(line)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self.console.is_terminal:
+            self._bar.stop()

@@ -1,0 +1,412 @@
+"""Training: a pure step, and one loop around it.
+
+The loop's order is evaluate, save, fetch, step, log: a checkpoint of step n holds the
+state after n updates, and batch n is a function of the seed and n, so a run that was
+stopped and started again is the run that never stopped, bit for bit.
+"""
+
+import dataclasses
+import math
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from rich.table import Table
+
+from tfx import assemble, checkpoint, evaluate, hosts, metrics, optim, sharding, translate, workdir
+from tfx.config import Config
+from tfx.data import pipeline
+from tfx.objectives import OBJECTIVES
+from tfx.state import TrainState
+
+
+class Diverged(Exception):
+    """The loss or the gradient became NaN or infinite; nothing after it was saved."""
+
+
+def init_state(config: Config, model, tx, mesh) -> tuple[TrainState, TrainState]:
+    """The state at step 0 as `jax.ShapeDtypeStruct`s, and its shardings: optimiser state lies
+    where the parameters lie."""
+    boxed = assemble.abstract_parameters(model)
+    params, placed = sharding.place(boxed, mesh), sharding.of_parameters(boxed, mesh)
+    whole, ema = sharding.replicated(mesh), bool(config.optim.ema)
+    opt_state = jax.eval_shape(tx.init, params)
+    follow = lambda leaf, param, at: at if leaf.shape == param.shape else whole
+    opt_at = optax.tree.map_params(
+        tx, follow, opt_state, params, placed, transform_non_params=lambda _: whole
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    shapes = TrainState(step, params, opt_state, key, params if ema else None)
+    shardings = TrainState(whole, placed, opt_at, whole, placed if ema else None)
+    like = lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
+    return jax.tree.map(like, shapes, shardings), shardings
+
+
+def create_state(config: Config, model, tx, shardings: TrainState, params=None) -> TrainState:
+    """The state at step 0, on its devices; from `params` if they are given."""
+    example = dict.fromkeys(("source", "target_in"), jnp.zeros((1, 2), jnp.int32))
+
+    def create(key, params):
+        if params is None:
+            params = nn.unbox(model.init(jax.random.fold_in(key, 0), example)["params"])
+        ema = jax.tree.map(jnp.copy, params) if config.optim.ema else None
+        rng = jax.random.fold_in(key, 1)
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), rng, ema)
+
+    return jax.jit(create, out_shardings=shardings)(jax.random.key(config.seed), params)
+
+
+def make_loss(config: Config, model):
+    """The objective of a config as loss(params, batch, rngs, train) -> (sum, weight, sums)."""
+    settings = dataclasses.asdict(config.objective)
+    objective = OBJECTIVES[settings.pop("name")]
+
+    def apply(params, batch, rngs=None, train=False):
+        return model.apply({"params": params}, batch, train, rngs=rngs, method="predict")
+
+    return partial(objective.loss, apply, **settings)
+
+
+def make_train_step(config: Config, loss, tx, shardings):
+    """The update, jitted: (state, batch) -> (state, metrics). The state is donated."""
+    keep = lambda tree: jax.lax.with_sharding_constraint(tree, shardings.params)
+
+    def gradients(params, batch, key):
+        def total(params):
+            value, weight, sums = loss(params, batch, {"dropout": key}, True)
+            return value, {"loss": value, "weight": weight} | sums
+
+        grads, sums = jax.grad(total, has_aux=True)(params)
+        return keep(grads), sums
+
+    def accumulate(params, batch, key, parts):
+        # "(m g) -> g m": each micro-batch takes rows from every device; "(g m)" would send
+        # rows between devices.
+        split = lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+        def add(carry, inputs):
+            part, i = inputs
+            new = gradients(params, part, jax.random.fold_in(key, i))
+            total = jax.tree.map(jnp.add, carry, new)
+            return (keep(total[0]), total[1]), None
+
+        first = jax.tree.map(lambda x: x[: x.shape[0] // parts], batch)
+        shapes = jax.eval_shape(gradients, params, first, key)
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        zero = (keep(zero[0]), zero[1])
+        return jax.lax.scan(add, zero, (jax.tree.map(split, batch), jnp.arange(parts)))[0]
+
+    def train_step(state: TrainState, batch) -> tuple[TrainState, dict]:
+        key, parts = jax.random.fold_in(state.rng, state.step), config.train.accum
+        if parts == 1:
+            grads, sums = gradients(state.params, batch, key)
+        else:
+            grads, sums = accumulate(state.params, batch, key, parts)
+        grads = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1.0), grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            ema = optax.incremental_update(params, ema, 1 - config.optim.ema)
+        sums["grad_norm"] = optax.tree.norm(grads)
+        return TrainState(state.step + 1, params, opt_state, state.rng, ema), sums
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def make_eval_step(loss):
+    """(params, batch) -> sums, jitted."""
+
+    def eval_step(params, batch):
+        value, weight, sums = loss(params, batch, None, False)
+        return {"loss": value, "weight": weight} | sums
+
+    return jax.jit(eval_step)
+
+
+class Parts(NamedTuple):
+    """What a run is put together from."""
+
+    ids: Any
+    model: nn.Module
+    tx: optax.GradientTransformation
+    batches: pipeline.Batches
+    like: TrainState  # shapes and shardings
+    shardings: TrainState
+
+
+def put_together(config: Config, directory: Path, mesh, say) -> Parts:
+    """Tokenizer, data, model and optimiser of a config; nothing on a device yet."""
+    ids = assemble.open_tokenizer(config, directory, say)
+    model = assemble.build_model(config, ids)
+    tx = optim.build(config.optim, config.train.steps, config.model.width)
+    like, shardings = init_state(config, model, tx, mesh)
+    multiple = sharding.batch_parts(mesh) * config.train.accum
+    batches = assemble.open_batches(config, ids, directory, "train", multiple=multiple, say=say)
+    shapes = ", ".join(f"{rows}x{source}+{target}" for rows, source, target in batches.shapes)
+    say(
+        f"batches: {batches.steps_per_epoch:,} an epoch, {len(batches.shapes)} shapes ({shapes}), "
+        f"{batches.padding:.1%} padding"
+    )
+    devices = f"{mesh.size} {jax.devices()[0].platform} device{'s' * (mesh.size > 1)}"
+    say(f"model: {type(model).__name__}, {count(like.params):,} parameters, on {devices}")
+    return Parts(ids, model, tx, batches, like, shardings)
+
+
+def count(params) -> int:
+    """Number of parameters in a tree."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def first_state(config: Config, parts: Parts, mesh, checkpoints, say) -> tuple[TrainState, dict]:
+    """The state to go on from, and what the run remembers: {"best", "stale", "bleu", "data"}."""
+    data = parts.batches.pairs.fingerprint
+    if checkpoints.steps:
+        state, memory = checkpoints.restore(parts.like)
+        if memory["data"] != data:
+            raise ValueError(
+                f"the training data changed since step {int(state.step)} was saved; put it back, "
+                "or start a new workdir with --config.init_from"
+            )
+        say(f"resuming from step {int(state.step):,}")
+        return state, memory
+    params = None
+    if config.init_from:
+        with checkpoint.Checkpoints(config.init_from) as others:
+            params = others.weights(parts.like.params, others.choose()[0])
+        say(f"starting from the weights of {config.init_from}")
+    state = create_state(config, parts.model, parts.tx, parts.shardings, params)
+    return state, {"best": None, "stale": 0, "bleu": None, "data": data}
+
+
+def train(config: Config, directory: str, provenance: dict | None = None) -> dict:
+    """Train in a workdir, from its last checkpoint if it has one.
+
+    Returns:
+      A summary: the last step, its loss, and how many programs were compiled for the step.
+
+    Raises:
+      hosts.Stopped: a signal came; the state is saved.
+      Diverged: the loss is not finite.
+      ValueError: the config, the data or the workdir does not fit.
+    """
+    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+    directory = workdir.prepare(directory, config, provenance)
+    keep = dataclasses.asdict(config.checkpoint)
+    keep.pop("every")
+    with (
+        jax.set_mesh(mesh),
+        hosts.stop_requests() as stopping,
+        metrics.Screen(config.train.steps) as screen,
+        checkpoint.Checkpoints(directory, **keep) as checkpoints,
+    ):
+        parts = put_together(config, directory, mesh, screen.say)
+        state, memory = first_state(config, parts, mesh, checkpoints, screen.say)
+        validate = make_validation(config, parts, directory, mesh, screen.say)
+        with metrics.Writer(directory, int(state.step)) as writer:
+            return _loop(
+                config, parts, mesh, state, memory, validate, checkpoints, writer, screen, stopping
+            )
+
+
+def _loop(
+    config, parts, mesh, state, memory, validate, checkpoints, writer, screen, stopping
+) -> dict:
+    train_step = make_train_step(config, make_loss(config, parts.model), parts.tx, parts.shardings)
+    report = Report(config, parts.batches.steps_per_epoch, writer, screen)
+    every, done, started = config.checkpoint.every, int(state.step), int(state.step)
+    fetch = lambda step: sharding.put_batch(parts.batches.batch(step), mesh)
+    stream = pipeline.prefetch(fetch, done)
+    try:
+        while True:
+            last, value, improved = done >= config.train.steps, None, False
+            if done > started:
+                # Evaluate.
+                value = validate(state.weights, done, last, memory, writer)
+                if value is not None:
+                    improved = memory["best"] is None or value > memory["best"]
+                    memory["best"] = value if improved else memory["best"]
+                    memory["stale"] = 0 if improved else memory["stale"] + 1
+                # Save.
+                signal, patience = stopping(), config.eval.patience
+                tired = bool(patience) and memory["stale"] >= patience
+                stop = last or tired or signal
+                kept = improved and config.checkpoint.keep_best
+                if stop or done % every == 0 or kept:
+                    report.flush(done, memory)
+                    checkpoints.save(state, memory, value)
+                if tired:
+                    screen.say(f"step {done:,}: no gain in {patience} evaluations, stopping early")
+                if stop:
+                    checkpoints.wait()
+                if signal:
+                    raise hosts.Stopped(signal, done)
+                if stop:
+                    break
+            elif last:
+                screen.say(f"nothing to do: step {done:,} of {config.train.steps:,} is saved")
+                break
+            # Fetch.
+            _, batch = next(stream)
+            # Step.
+            state, sums = train_step(state, batch)
+            done += 1
+            # Log.
+            report.add(sums)
+            if done % config.train.log_every == 0:
+                report.flush(done, memory)
+    finally:
+        stream.close()
+    compiled = train_step._cache_size()
+    return {"step": done, "compiled": compiled, "memory": memory, **report.last}
+
+
+class Report:
+    """The metrics of the steps since the last report.
+
+    They stay on the device until `flush`, so that the device never waits for the host; but
+    no more than two steps are ever in flight, so that a signal is heard within seconds.
+    """
+
+    def __init__(self, config: Config, steps_per_epoch: int, writer, screen):
+        self.last: dict[str, float] = {}
+        self._pending, self._since = [], time.time()
+        self._writer, self._screen, self._steps_per_epoch = writer, screen, steps_per_epoch
+        self._rate = optim.schedule(config.optim, config.train.steps, config.model.width)
+
+    def add(self, sums: dict) -> None:
+        """One step's sums, still being computed."""
+        self._pending.append(sums)
+        jax.block_until_ready(self._pending[-2:][0])
+
+    def flush(self, done: int, memory: dict) -> None:
+        """Fetch, check and show."""
+        if not self._pending:
+            return
+        rows = jax.device_get(self._pending)
+        first = done - len(rows) + 1
+        total = {name: float(np.sum([row[name] for row in rows])) for name in rows[0]}
+        if not math.isfinite(total["loss"] + total["grad_norm"]):
+            raise Diverged(
+                f"loss or gradient became NaN or infinite within steps {first:,} to {done:,}; "
+                "lower optim.lr, lengthen optim.warmup or set optim.clip"
+            )
+        weight, seconds = max(total["weight"], 1.0), time.time() - self._since
+        self.last = {
+            "loss": total["loss"] / weight,
+            "nll": total["nll"] / weight,
+            "lr": float(self._rate(done - 1)),
+            "grad_norm": total["grad_norm"] / len(rows),
+            "tokens_per_second": total["weight"] / seconds,
+            "epoch": done / self._steps_per_epoch,
+        }
+        self._writer.write(done, "train", **self.last)
+        self._screen.step(done, self.last, memory["bleu"])
+        self._pending, self._since = [], time.time()
+
+    def skip(self, seconds: float) -> None:
+        """Time that was not spent on training."""
+        self._since += seconds
+
+
+def make_validation(config: Config, parts: Parts, directory: Path, mesh, say):
+    """validate(weights, step, last, memory, writer): run what is due at a step.
+
+    Returns the value that "best" goes by (larger is better), or None.
+    """
+    every, model = config.eval, parts.model
+    if not (every.every or every.bleu_every):
+        return lambda *_: None
+    eval_step = make_eval_step(make_loss(config, model))
+    batches = None
+    if every.every:
+        batches = assemble.open_batches(
+            config,
+            parts.ids,
+            directory,
+            "valid",
+            multiple=sharding.batch_parts(mesh),
+            shapes=parts.batches.shapes if config.batch.kind == "bucket" else None,
+            say=say,
+        )
+    pairs = evaluate.lines(config, "valid", every.sentences) if every.bleu_every else None
+    run = translate.Run(config, model, None, parts.ids, 0, mesh)
+
+    def validate(weights, step, last, memory, writer):
+        due = lambda n: n and (step % n == 0 or last)
+        value, shown = None, []
+        if due(every.every):
+            numbers = evaluate.losses(eval_step, weights, batches, mesh)
+            numbers["perplexity"] = metrics.perplexity(numbers["nll"])
+            writer.write(step, "valid", **numbers)
+            shown.append(f"loss {numbers['nll']:.3f}  perplexity {numbers['perplexity']:.2f}")
+            value = -numbers["nll"] if every.monitor == "loss" else None
+        if due(every.bleu_every):
+            run.params = weights
+            memory["bleu"] = evaluate.bleu(run, *pairs)
+            writer.write(step, "valid", bleu=memory["bleu"])
+            shown.append(f"BLEU {memory['bleu']:.2f} on {len(pairs[0]):,} sentences")
+            value = memory["bleu"] if every.monitor == "bleu" else value
+        if shown:
+            say(f"step {step:,}  valid  " + "  ".join(shown))
+        return value
+
+    return validate
+
+
+def dry_run(config: Config, directory: str | None = None) -> None:
+    """Build everything and train nothing: print parameters, shapes, memory, steps an epoch."""
+    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+    with (
+        jax.set_mesh(mesh),
+        tempfile.TemporaryDirectory() as scratch,
+        metrics.Screen(config.train.steps) as screen,
+    ):
+        where = Path(scratch if directory is None else directory)
+        where.mkdir(parents=True, exist_ok=True)
+        parts = put_together(config, where, mesh, screen.say)
+        table = Table("parameter", "shape", "numbers", "over the mesh", box=None, pad_edge=False)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(parts.like.params):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            spec = ", ".join(f"{axis}" for axis in leaf.sharding.spec if axis) or "-"
+            table.add_row(name, str(leaf.shape), f"{math.prod(leaf.shape):,}", spec)
+        screen.console.print(table)
+        batch = {
+            name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding.of_batch(mesh))
+            for name, value in largest(parts.batches).items()
+        }
+        for name, value in batch.items():
+            screen.say(f"batch[{name!r}]: {value.dtype} {list(value.shape)}")
+        step = make_train_step(config, make_loss(config, parts.model), parts.tx, parts.shardings)
+        began = time.time()
+        needs = step.lower(parts.like, batch).compile().memory_analysis()
+        state = needs.argument_size_in_bytes
+        screen.say(f"compiled the largest shape in {time.time() - began:.1f} s")
+        screen.say(
+            f"memory a device: {(state + needs.temp_size_in_bytes) / 2**20:,.0f} MiB "
+            f"({state / 2**20:,.0f} for state and batch, "
+            f"{needs.temp_size_in_bytes / 2**20:,.0f} while a step runs)"
+        )
+        epochs = config.train.steps / parts.batches.steps_per_epoch
+        screen.say(
+            f"{config.train.steps:,} steps = {epochs:,.1f} epochs of "
+            f"{parts.batches.steps_per_epoch:,} steps; nothing was trained"
+        )
+
+
+def largest(batches: pipeline.Batches) -> dict[str, np.ndarray]:
+    """A batch of the shape with the most positions."""
+    most = max(rows * (source + target) for rows, source, target in batches.shapes)
+    return next(
+        batch
+        for batch in map(batches.batch, range(batches.steps_per_epoch))
+        if batch["source"].size + batch["target_in"].size == most
+    )

@@ -1,0 +1,235 @@
+"""From lines to lines: open a workdir, batch, search, and put everything back in order.
+
+run = tfx.load("runs/quickstart")
+run.translate(["The old man sees a dog."])
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from tfx import assemble, checkpoint, decode, sharding, workdir
+from tfx.config import Config, Decode
+from tfx.data import tokenizer as tokenizers
+from tfx.data.tokenizer import Tokenizer
+from tfx.objectives import OBJECTIVES
+
+CHUNK = 2048  # lines that are sorted by length and searched together
+SHORTEST = 16  # source lengths are padded to 16, 32, 64, ...: few programs to compile
+
+
+class Hypothesis(NamedTuple):
+    """One translation: its text and its score (what that is: `decode.search`)."""
+
+    text: str
+    score: float
+
+
+@dataclasses.dataclass
+class Run:
+    """A trained model, ready to translate; several vote as an ensemble.
+
+    Attributes:
+      config, model, params, tokenizer, step: of the (first) workdir.
+      others: (model, params) of the rest of the ensemble.
+    """
+
+    config: Config
+    model: nn.Module
+    params: dict
+    tokenizer: Tokenizer
+    step: int
+    mesh: jax.sharding.Mesh
+    others: tuple = ()
+
+    def translate(self, lines: Sequence[str], **settings) -> list[str]:
+        """The best translation of each line, in order; an empty line stays empty.
+
+        Args:
+          settings: fields of `tfx.config.Decode` to change, such as beam=8.
+        """
+        how = dataclasses.replace(self.config.decode, **settings)
+        return [found[0].text for found in self.search(lines, how)]
+
+    def search(self, lines: Iterable[str], how: Decode | None = None, seed: int = 0):
+        """Yields, for each line in order, a list of hypotheses, best first.
+
+        Raises:
+          ValueError: a line is longer than the model has positions for.
+        """
+        how, lines, done = how or self.config.decode, iter(lines), 0
+        while chunk := list(itertools.islice(lines, CHUNK)):
+            ids = self._encode(chunk, done)
+            found = [[Hypothesis("", 0.0)]] * len(chunk)
+            with jax.set_mesh(self.mesh):
+                for rows in _alike([len(i) for i in ids], how.tokens):
+                    keys = [done + i for i in rows]
+                    texts = self._batch([ids[i] for i in rows], keys, how, seed)
+                    for i, hypotheses in zip(rows, texts, strict=True):
+                        found[i] = hypotheses
+            yield from found
+            done += len(chunk)
+
+    def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[float]:
+        """Log-probability, in nats, of each target given its source, EOS included."""
+        pairs = list(zip(self._encode(sources), self._encode(targets, target=True), strict=True))
+        scores = [0.0] * len(pairs)
+        with jax.set_mesh(self.mesh):
+            for rows in _alike(
+                [max(map(len, pair)) + 1 for pair in pairs], self.config.batch.tokens
+            ):
+                batch = _padded(
+                    [_example(*pairs[i]) for i in rows], sharding.batch_parts(self.mesh)
+                )
+                batch = sharding.put_batch(batch, self.mesh)
+                values = jax.device_get(self._scorer(self.params, batch))
+                for i, value in zip(rows, values[: len(rows)], strict=True):
+                    scores[i] = float(value)
+        return scores
+
+    def _encode(self, lines, first: int = 0, target: bool = False) -> list[list[int]]:
+        ids = (self.tokenizer.target if target else self.tokenizer.source).encode(lines)
+        most = self.config.model.max_length - 1
+        for i, found in enumerate(ids):
+            if len(found) > most:
+                raise ValueError(
+                    f"line {first + i + 1} has {len(found):,} tokens, the model takes at most "
+                    f"{most:,} (model.max_length, EOS counted); split the line"
+                )
+        return ids
+
+    def _batch(self, ids, numbers, how, seed) -> list[list[Hypothesis]]:
+        """Search one batch; `numbers` seed each line's samples, whatever it is batched with."""
+        parts = sharding.batch_parts(self.mesh)
+        source = _padded([_example(i, []) for i in ids], parts)["source"]
+        longest = min(source.shape[1] + how.extra, self.config.model.max_length)
+        limit = np.zeros(len(source), np.int32)  # 0: a row that only fills the shape
+        limit[: len(ids)] = [min(len(i) + how.extra, longest) for i in ids]
+        number = np.zeros(len(source), np.uint32)
+        number[: len(ids)] = numbers
+        rows = sharding.put_batch({"source": source, "limit": limit, "number": number}, self.mesh)
+        params = (self.params, *(params for _, params in self.others))
+        found = jax.device_get(self._searcher(params, rows, jax.random.key(seed), how, longest))
+        return [self._texts(found, row) for row in range(len(ids))]
+
+    def _texts(self, found: decode.Hypotheses, row: int) -> list[Hypothesis]:
+        kept = [w for w, score in enumerate(found.scores_BW[row]) if score > -np.inf] or [0]
+        ids = [found.tokens_BWT[row, w, : found.lengths_BW[row, w]].tolist() for w in kept]
+        texts = self.tokenizer.target.decode(ids)
+        return [
+            Hypothesis(t, float(found.scores_BW[row, w])) for t, w in zip(texts, kept, strict=True)
+        ]
+
+    @functools.cached_property
+    def _searcher(self):
+        models = (self.model, *(model for model, _ in self.others))
+        return jax.jit(partial(_search, models), static_argnums=(3, 4))
+
+    @functools.cached_property
+    def _scorer(self):
+        return jax.jit(partial(_score, self.model))
+
+
+def load(directory: str | Path | Sequence, step: int | None = None, average: int = 0) -> Run:
+    """Open a workdir, or several as an ensemble.
+
+    Args:
+      step: of the checkpoint; default the best if some were validated, else the last.
+      average: use the mean of the last so many checkpoints instead.
+
+    Raises:
+      FileNotFoundError: no run, or no checkpoint there.
+      ValueError: tokenizers of an ensemble differ; no such step.
+    """
+    directories = [directory] if isinstance(directory, str | Path) else list(directory)
+    runs = [_load_one(Path(d), step, average) for d in directories]
+    for path, run in zip(directories, runs, strict=True):
+        if run.tokenizer.fingerprint != runs[0].tokenizer.fingerprint:
+            raise ValueError(f"{path}: its tokenizer is not that of {directories[0]}; no ensemble")
+    return dataclasses.replace(runs[0], others=tuple((r.model, r.params) for r in runs[1:]))
+
+
+def average(directory: str | Path, out: str | Path, last: int = 0, best: int = 0) -> None:
+    """Write a new workdir whose one checkpoint is the mean of several of another one.
+
+    Args:
+      last, best: how many, by step or by validation value.
+    """
+    directory, out = Path(directory), Path(out)
+    if (out / "checkpoints").exists():
+        raise ValueError(f"{out}: has checkpoints already; choose another --out")
+    run = _load_one(directory, None, last, best)
+    workdir.prepare(out, run.config)
+    run.tokenizer.save(out)
+    with checkpoint.Checkpoints(out) as saved:
+        saved.save_weights(run.step, run.params)
+    print(f"{out}: step {run.step:,}, the mean of {last or best} checkpoints of {directory}")
+
+
+def _load_one(directory: Path, step: int | None, last: int, best: int = 0) -> Run:
+    config = workdir.read_config(directory)
+    ids = tokenizers.load(directory)
+    model = assemble.build_model(config, ids)
+    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+    like = sharding.place(assemble.abstract_parameters(model), mesh)
+    with checkpoint.Checkpoints(directory) as saved:
+        steps = saved.choose(step, last, best)
+        params = checkpoint.average([partial(saved.weights, like, s) for s in steps])
+    return Run(config, model, params, ids, steps[-1], mesh)
+
+
+def _search(models, params, rows, key, how: Decode, longest: int) -> decode.Hypotheses:
+    made = [_step(m, p, rows["source"]) for m, p in zip(models, params, strict=True)]
+    step, init_cache = made[0]
+    if len(made) > 1:
+        step = decode.ensemble([step for step, _ in made])
+        init_cache = lambda slots: tuple(cache(slots) for _, cache in made)
+    keys_B = jax.vmap(partial(jax.random.fold_in, key))(rows["number"])
+    return decode.search(step, init_cache, rows["limit"], longest, how, keys_B=keys_B)
+
+
+def _step(model, params, source_BS):
+    """A model as a step function over a cache (see tfx/decode.py), for given sources."""
+    context = model.apply({"params": params}, {"source": source_BS}, method="start")
+    step = lambda *arguments: model.apply({"params": params}, *arguments, context, method="step")
+    return step, partial(model.init_cache, source_BS.shape[0])
+
+
+def _score(model, params, batch):
+    logits_BTV = model.apply({"params": params}, batch)
+    return decode.score(logits_BTV, batch["target_out"], batch["weights"])[0]
+
+
+def _example(source, target) -> dict[str, np.ndarray]:
+    return OBJECTIVES["seq2seq"].make_example(np.asarray(source, int), np.asarray(target, int))
+
+
+def _alike(lengths: list[int], tokens: int) -> Iterator[list[int]]:
+    """Rows of like length together, in batches of `tokens`; rows of length 0 in none."""
+    order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: lengths[i])
+    for length, group in itertools.groupby(order, key=lambda i: _round_up(lengths[i] + 1)):
+        while rows := list(itertools.islice(group, max(tokens // length, 1))):
+            yield rows
+
+
+def _round_up(length: int, first: int = SHORTEST) -> int:
+    return max(first, 1 << (length - 1).bit_length())
+
+
+def _padded(examples: list[dict], multiple: int) -> dict[str, np.ndarray]:
+    """One batch, both axes rounded up to a power of two: few shapes, few programs."""
+    rows = -(-_round_up(len(examples), 1) // multiple) * multiple
+    length = {k: _round_up(max(len(e[k]) for e in examples)) for k in examples[0]}
+    batch = {k: np.zeros((rows, n), np.int32) for k, n in length.items()}
+    for row, example in enumerate(examples):
+        for k, ids in example.items():
+            batch[k][row, : len(ids)] = ids
+    return batch | {"weights": (batch["target_out"] > 0).astype(np.float32)}
