@@ -19,7 +19,7 @@ def get_config(arg: str = ""):
     c.tokenizer.vocab = 2500
     c.batch.tokens = 1024
     c.optim.update(lr=4e-3, schedule="rsqrt", warmup=400)
-    c.train.steps = 2500
-    c.eval.update(every=500, bleu_every=1000, sentences=200)
+    c.train.steps = 1500
+    c.eval.update(every=500, bleu_every=500, sentences=200)
     c.checkpoint.every = 500
     return tiny(c) if small else c

@@ -8,6 +8,8 @@ import pytest
 
 from tfx import config as configs
 from tfx import main
+from tfx.models.transformer import SIZES
+from tfx.train import train
 
 FILES = sorted(configs.BUILT_IN.glob("*.py"))
 SHIPPED = ["iwslt14_de_en", "multi30k", "quickstart", "text_pair", "wmt14_en_de", "wmt14_en_fr"]
@@ -57,6 +59,18 @@ def test_the_sizes_of_the_paper(name):
     assert (base.train.steps, big.train.steps) == (100_000, 300_000)
     assert big.model.dropout == (0.3 if name == "wmt14_en_de" else 0.1)
     assert configs.freeze(configs.load(f"{name}:big,tiny")).model.width == 16
+
+
+def test_every_row_of_table_3_is_a_variant():
+    base = configs.freeze(configs.load("wmt14_en_de"))
+    for row in [*SIZES, "D.ls0", "D.ls2"]:
+        c = configs.freeze(configs.load(f"wmt14_en_de:{row}"))
+        assert row == "base" or (c.model, c.objective) != (base.model, base.objective)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_tiny_variant_trains_two_steps(path, tmp_path):
+    assert train(configs.freeze(configs.load(f"{path}:tiny")), tmp_path)["step"] == 2
 
 
 def test_transformer_tiny_is_that_of_the_paper():

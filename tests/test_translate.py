@@ -13,7 +13,8 @@ LINES = ["red one", "", "three green blue", "two", "one one two three red red"]
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, toy_config):
     directory = tmp_path_factory.mktemp("run")
-    train(toy_config({"train.steps": 40, "checkpoint.every": 20, "model.dropout": 0.0}), directory)
+    values = {"train.steps": 400, "train.log_every": 100, "model.dropout": 0.0, "optim.lr": 0.02}
+    train(toy_config(values | {"model.norm": "pre", "checkpoint.every": 200}), directory)
     return directory
 
 
@@ -27,7 +28,7 @@ def texts(found):
 
 
 def test_a_loaded_run_has_what_people_rely_on(run):
-    assert run.step == 40
+    assert run.step == 400
     assert run.config.model.width == 16
     assert run.tokenizer.target.vocab_size == 40
     assert set(run.params) == {"encoder", "decoder", "target_embed"}
@@ -36,6 +37,7 @@ def test_a_loaded_run_has_what_people_rely_on(run):
 def test_one_line_out_for_each_line_in_and_empty_ones_stay_empty(run):
     out = run.translate(LINES)
     assert [bool(line) for line in out] == [bool(line) for line in LINES]
+    assert out[0] == "one red"  # it has learned something
 
 
 def test_a_translation_does_not_depend_on_its_neighbours(run):
@@ -55,11 +57,9 @@ def test_the_score_of_a_hypothesis_is_what_forced_decoding_gives_it(run, method)
     how = dataclasses.replace(run.config.decode, method=method, alpha=0.0)
     lines = [line for line in LINES if line]
     best = [found[0] for found in run.search(lines, how)]
-    ended = [i for i, found in enumerate(best) if len(found.text.split()) < 8]
     scores = run.score(lines, [found.text for found in best])
-    close = [abs(best[i].score - scores[i]) < 1e-3 for i in ended]
-    assert sum(close) >= 1  # the rest were cut at the limit, or spelled in other pieces
-    assert all(best[i].score <= scores[i] + 1e-3 for i in ended)
+    close = [abs(a.score - b) < 1e-3 for a, b in zip(best, scores, strict=True)]
+    assert sum(close) > len(lines) / 2  # the rest were spelled in other pieces, or cut
 
 
 def test_hypotheses_come_best_first(run):
@@ -99,7 +99,7 @@ def test_an_average_of_one_checkpoint_twice_is_that_checkpoint(workdir, run, tmp
 def test_an_average_is_the_mean(workdir, tmp_path):
     translate.average(workdir, tmp_path / "two", last=2)
     table = lambda r: np.asarray(r.params["target_embed"]["embedding"])
-    a, b = (table(tfx.load(workdir, step=step)) for step in (20, 40))
+    a, b = (table(tfx.load(workdir, step=step)) for step in (200, 400))
     np.testing.assert_allclose(table(tfx.load(tmp_path / "two")), (a + b) / 2, atol=1e-6)
     np.testing.assert_allclose(table(tfx.load(workdir, average=2)), (a + b) / 2, atol=1e-6)
 
@@ -107,7 +107,7 @@ def test_an_average_is_the_mean(workdir, tmp_path):
 def test_what_is_not_there(workdir, tmp_path, toy_config):
     with pytest.raises(FileNotFoundError, match="no run here"):
         tfx.load(tmp_path)
-    with pytest.raises(ValueError, match="no step 7; there are 20, 40"):
+    with pytest.raises(ValueError, match="no step 7; there are 200, 400"):
         tfx.load(workdir, step=7)
     with pytest.raises(ValueError, match="5 checkpoints to average, but only 2"):
         tfx.load(workdir, average=5)

@@ -40,10 +40,14 @@ class Checkpoints:
             ]
         if keep_every:
             policies += [preserve.EveryNSteps(keep_every)]
+        # Replicas share the writing of large arrays only: each slice is a program to compile.
+        arrays = ocp.options.ArrayOptions
+        saving = arrays.Saving(min_slice_bytes_for_replica_parallel=1 << 20)
         self._orbax = ocp.training.Checkpointer(
             Path(workdir).absolute() / "checkpoints",
             preservation_policy=preserve.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
+            context=ocp.Context(array_options=arrays(saving=saving)),
         )
 
     @property
@@ -95,9 +99,9 @@ class Checkpoints:
         metrics = None if value is None else {"value": value}
         self._orbax.save_checkpointables_async(step, items, force=True, metrics=metrics)
 
-    def save_weights(self, step: int, params) -> None:
+    def save_weights(self, step: int, params, meta: dict) -> None:
         """Write parameters alone: enough to translate with and to start another run from."""
-        self._orbax.save_checkpointables(step, {"params": params}, force=True)
+        self._orbax.save_checkpointables(step, {"params": params, "meta": meta}, force=True)
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
         """A state as it was saved, laid out as `like` says, on any number of devices.

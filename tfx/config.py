@@ -177,7 +177,7 @@ _TINY = {
     | dict(max_length=32),
     "model": dict(width=16, depth=1, decoder_depth=1, heads=2, key_width=8, value_width=8, mlp=32),
     "tokenizer": dict(vocab=200, path=""),
-    "batch": dict(tokens=256, shapes=2),
+    "batch": dict(tokens=256, shapes=1),
     "optim": dict(warmup=1),
     "train": dict(steps=2, log_every=1),
     "eval": dict(every=2),

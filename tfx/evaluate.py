@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import sacrebleu.metrics
 
 import tfx
@@ -24,13 +24,13 @@ def losses(step, params, batches, mesh) -> dict[str, float]:
     Args:
       step: jitted (params, batch) -> dict of sums, "weight" among them.
     """
-    total = None
+    rows = []
     for number in range(batches.steps_per_epoch):
         batch = batches.batch(number)
         batch.pop("index", None)
-        sums = step(params, sharding.put_batch(batch, mesh))
-        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-    total = {name: float(value) for name, value in jax.device_get(total).items()}
+        rows.append(step(params, sharding.put_batch(batch, mesh)))
+    rows = jax.device_get(rows)
+    total = {name: float(np.sum([row[name] for row in rows])) for name in rows[0]}
     return {name: total[name] / max(total["weight"], 1.0) for name in ("loss", "nll")}
 
 

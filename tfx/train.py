@@ -167,15 +167,17 @@ def count(params) -> int:
 
 
 def first_state(config: Config, parts: Parts, mesh, checkpoints, say) -> tuple[TrainState, dict]:
-    """The state to go on from, and what the run remembers: {"best", "stale", "bleu", "data"}."""
-    data = parts.batches.pairs.fingerprint
+    """The state to go on from, and what the run remembers beside it: the best validation value,
+    evaluations since, the last BLEU, and which data and tokenizer it is bound to."""
+    bound = {"data": parts.batches.pairs.fingerprint, "tokenizer": parts.ids.fingerprint}
     if checkpoints.steps:
         state, memory = checkpoints.restore(parts.like)
-        if memory["data"] != data:
-            raise ValueError(
-                f"the training data changed since step {int(state.step)} was saved; put it back, "
-                "or start a new workdir with --config.init_from"
-            )
+        for what, text in (("data", "training data"), ("tokenizer", "tokenizer")):
+            if memory[what] != bound[what]:
+                raise ValueError(
+                    f"the {text} changed since step {int(state.step)} was saved; put it back, "
+                    "or start a new workdir with --config.init_from"
+                )
         say(f"resuming from step {int(state.step):,}")
         return state, memory
     params = None
@@ -184,7 +186,7 @@ def first_state(config: Config, parts: Parts, mesh, checkpoints, say) -> tuple[T
             params = others.weights(parts.like.params, others.choose()[0])
         say(f"starting from the weights of {config.init_from}")
     state = create_state(config, parts.model, parts.tx, parts.shardings, params)
-    return state, {"best": None, "stale": 0, "bleu": None, "data": data}
+    return state, {"best": None, "stale": 0, "bleu": None} | bound
 
 
 def train(config: Config, directory: str, provenance: dict | None = None) -> dict:

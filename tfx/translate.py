@@ -4,10 +4,14 @@ run = tfx.load("runs/quickstart")
 run.translate(["The old man sees a dog."])
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
+import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +27,7 @@ from tfx.data.tokenizer import Tokenizer
 from tfx.objectives import OBJECTIVES
 
 CHUNK = 2048  # lines that are sorted by length and searched together
+WORKERS = os.cpu_count() or 2
 SHORTEST = 16  # source lengths are padded to 16, 32, 64, ...: few programs to compile
 
 
@@ -67,16 +72,23 @@ class Run:
         """
         how, lines, done = how or self.config.decode, iter(lines), 0
         while chunk := list(itertools.islice(lines, CHUNK)):
-            ids = self._encode(chunk, done)
-            found = [[Hypothesis("", 0.0)]] * len(chunk)
-            with jax.set_mesh(self.mesh):
-                for rows in _alike([len(i) for i in ids], how.tokens):
-                    keys = [done + i for i in rows]
-                    texts = self._batch([ids[i] for i in rows], keys, how, seed)
-                    for i, hypotheses in zip(rows, texts, strict=True):
-                        found[i] = hypotheses
-            yield from found
+            yield from self._search_chunk(chunk, how, seed, done)
             done += len(chunk)
+
+    def _search_chunk(self, lines, how, seed, first) -> list[list[Hypothesis]]:
+        ids = self._encode(lines, first)
+        found = [[Hypothesis("", 0.0)]] * len(lines)
+        batches = list(_alike([len(i) for i in ids], how.tokens))[::-1]
+        search = lambda rows: self._batch(
+            [ids[i] for i in rows], [first + i for i in rows], how, seed
+        )
+        # Searching one batch leaves a CPU's other cores idle, and any device while text is made;
+        # several devices, though, must all run the same programs in the same order.
+        with ThreadPoolExecutor(1 if self.mesh.size > 1 else WORKERS) as pool:
+            for rows, texts in zip(batches, pool.map(search, batches), strict=True):
+                for i, hypotheses in zip(rows, texts, strict=True):
+                    found[i] = hypotheses
+        return found
 
     def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[float]:
         """Log-probability, in nats, of each target given its source, EOS included."""
@@ -115,9 +127,13 @@ class Run:
         limit[: len(ids)] = [min(len(i) + how.extra, longest) for i in ids]
         number = np.zeros(len(source), np.uint32)
         number[: len(ids)] = numbers
-        rows = sharding.put_batch({"source": source, "limit": limit, "number": number}, self.mesh)
+        batch = {"source": source, "limit": limit, "number": number}
         params = (self.params, *(params for _, params in self.others))
-        found = jax.device_get(self._searcher(params, rows, jax.random.key(seed), how, longest))
+        # Two threads that meet a new shape at once must not both compile it.
+        with jax.set_mesh(self.mesh), self._compiling[source.shape, how, longest]:
+            rows = sharding.put_batch(batch, self.mesh)
+            found = self._searcher(params, rows, jax.random.key(seed), how, longest)
+        found = jax.device_get(found)
         return [self._texts(found, row) for row in range(len(ids))]
 
     def _texts(self, found: decode.Hypotheses, row: int) -> list[Hypothesis]:
@@ -127,6 +143,10 @@ class Run:
         return [
             Hypothesis(t, float(found.scores_BW[row, w])) for t, w in zip(texts, kept, strict=True)
         ]
+
+    @functools.cached_property
+    def _compiling(self):
+        return collections.defaultdict(threading.Lock)
 
     @functools.cached_property
     def _searcher(self):
@@ -170,7 +190,7 @@ def average(directory: str | Path, out: str | Path, last: int = 0, best: int = 0
     workdir.prepare(out, run.config)
     run.tokenizer.save(out)
     with checkpoint.Checkpoints(out) as saved:
-        saved.save_weights(run.step, run.params)
+        saved.save_weights(run.step, run.params, {"tokenizer": run.tokenizer.fingerprint})
     print(f"{out}: step {run.step:,}, the mean of {last or best} checkpoints of {directory}")
 
 
@@ -182,6 +202,11 @@ def _load_one(directory: Path, step: int | None, last: int, best: int = 0) -> Ru
     like = sharding.place(assemble.abstract_parameters(model), mesh)
     with checkpoint.Checkpoints(directory) as saved:
         steps = saved.choose(step, last, best)
+        if saved.meta(steps[-1])["tokenizer"] != ids.fingerprint:
+            raise ValueError(
+                f"{directory}: the tokenizer is not the one that its checkpoints were trained "
+                "with; copy the right tokenizer.* back"
+            )
         params = checkpoint.average([partial(saved.weights, like, s) for s in steps])
     return Run(config, model, params, ids, steps[-1], mesh)
 

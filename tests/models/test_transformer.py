@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -73,7 +74,7 @@ def formula(c):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_row_of_the_papers_table_has_its_parameters(size):
-    config = Config(**SIZES[size], vocab=37_000)
+    config = Config(**SIZES[size], vocab=37_000, scan=True)
     assert count(config) == formula(config)
 
 
@@ -87,7 +88,7 @@ def test_every_row_of_the_papers_table_has_its_parameters(size):
     ],
 )
 def test_base_and_big_at_37000_pieces(size, bias, parameters):
-    config = Config(**SIZES[size], vocab=37_000, attention_bias=bias)
+    config = Config(**SIZES[size], vocab=37_000, attention_bias=bias, scan=True)
     assert count(config) == formula(config) == parameters
 
 
@@ -193,20 +194,35 @@ def test_packed_sentences_are_as_if_alone(tiny):
             )
 
 
-def test_bfloat16_is_of_activations_only():
-    config, batch = (
-        dataclasses.replace(TINY, dtype="bfloat16"),
-        {"source": ids(2, 6), "target_in": ids(2, 5)},
-    )
-    model, params = Transformer(config), drawn(config)
+def test_bfloat16_is_of_activations_only(tiny):
+    config = dataclasses.replace(TINY, dtype="bfloat16")
+    model, (params,) = Transformer(config), tiny.args
     assert {s.dtype for s in jax.tree.leaves(shapes_of(config))} == {np.dtype("float32")}
-    states_BTD, table_VD = jax.eval_shape(
-        functools.partial(model.apply, method="predict"), params, batch
-    )
-    assert states_BTD.dtype == table_VD.dtype == jnp.bfloat16
-    logits_BTV, exact_BTV = (jax.jit(Transformer(c).apply)(params, batch) for c in (config, TINY))
+    batch = {"source": ids(3, 8), "target_in": ids(3, 7)}
+    predict = functools.partial(model.apply, method="predict")
+    assert {x.dtype for x in jax.eval_shape(predict, params, batch)} == {jnp.dtype("bfloat16")}
+    logits_BTV, exact_BTV = jax.jit(model.apply)(params, batch), tiny(batch)
     assert logits_BTV.dtype == jnp.float32
     assert 0 < np.abs(logits_BTV - exact_BTV).max() < 0.1 * np.abs(exact_BTV).max()
+
+
+@pytest.mark.parametrize(
+    "rate, sites",
+    [
+        # The sums of embeddings and positions, and the output of every attention and mlp.
+        ("dropout", {(2, 6, WIDTH): 1 + 2, (2, 5, WIDTH): 1 + 3}),
+        ("attention_dropout", {(2, 4, 6, 6): 1, (2, 4, 5, 5): 1, (2, 4, 5, 6): 1}),
+        ("mlp_dropout", {(2, 6, 32): 1, (2, 5, 32): 1}),
+    ],
+)
+def test_dropout_falls_on_the_papers_sites_and_on_those_asked_for(monkeypatch, rate, sites):
+    drawn_for = []
+    bits = lambda key, shape: drawn_for.append(shape) or jnp.zeros(shape, jnp.uint32)
+    monkeypatch.setattr("tfx.nn.dropout.random_bits", bits)
+    config = dataclasses.replace(TINY, depth=1, scan=False, **{"dropout": 0.0, rate: 0.5})
+    run = functools.partial(Transformer(config).apply, train=True, rngs={"dropout": KEY})
+    jax.eval_shape(run, shapes_of(config), {"source": ids(2, 6), "target_in": ids(2, 5)})
+    assert Counter(drawn_for) == sites
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -255,10 +271,9 @@ def test_heads_need_not_divide_the_width_when_their_widths_are_given():
 @pytest.mark.parametrize(
     "beams, changes",
     [
-        (1, dict()),
-        (3, dict(key_width=3, value_width=5)),
+        (1, dict(key_width=3, value_width=5)),
         (3, dict(norm="pre", position="learned", tie="decoder", activation="swiglu")),
-        (3, dict(position="learned", tie="none", norm_kind="rms", attention="additive")),
+        (3, dict(norm_kind="rms", attention="additive", tie="none")),
     ],
 )
 def test_decoding_step_by_step_is_teacher_forcing(beams, changes):
@@ -294,23 +309,15 @@ def test_decoding_step_by_step_is_teacher_forcing(beams, changes):
         np.testing.assert_allclose(stepped[t], forced[t, :, :, t], atol=2e-5)
 
 
-@pytest.mark.parametrize("tie", ["all", "decoder", "none"])
-def test_the_prediction_is_the_logits_as_a_product(tie):
-    config = dataclasses.replace(TINY, tie=tie, depth=1, norm="pre")
-    model, params, batch = (
-        Transformer(config),
-        drawn(config),
-        {"source": ids(2, 6), "target_in": ids(2, 5)},
-    )
+def test_the_prediction_is_the_logits_as_a_product():
+    config = dataclasses.replace(TINY, tie="none", depth=1, norm="pre")
+    model, params = Transformer(config), drawn(config)
+    batch = {"source": ids(2, 6), "target_in": ids(2, 5)}
     both = lambda model, batch: (model(batch), model.predict(batch))
-    logits_BTV, (states_BTD, table_VD) = jax.jit(functools.partial(model.apply, method=both))(
-        params, batch
-    )
-    np.testing.assert_allclose(
-        np.asarray(states_BTD) @ np.asarray(table_VD).T, logits_BTV, atol=1e-4
-    )
-    name = {"none": "unembed"}.get(tie, "target_embed")
-    np.testing.assert_array_equal(table_VD, params["params"][name]["embedding"])
+    run = jax.jit(functools.partial(model.apply, method=both))
+    logits_BTV, (states_BTD, table_VD) = run(params, batch)
+    np.testing.assert_array_equal(table_VD, params["params"]["unembed"]["embedding"])
+    np.testing.assert_allclose(np.asarray(states_BTD) @ table_VD.T, logits_BTV, atol=1e-4)
 
 
 # ---------------------------------------------------------------------- PyTorch

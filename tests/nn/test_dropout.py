@@ -81,7 +81,7 @@ def test_neighbours_are_independent(stream, rate):
 @pytest.mark.parametrize("lag", [1, 2, 64, 128, 512])
 def test_no_bit_foretells_any_bit_of_a_neighbour(stream, lag):
     x = signs(stream[: 2**17 + lag])
-    found = x[:-lag].T @ x[lag:] / 2**17
+    found = np.einsum("ri,rj->ij", x[:-lag], x[lag:]) / 2**17
     assert np.abs(found).max() < 5.5 / np.sqrt(2**17)
 
 

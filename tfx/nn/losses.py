@@ -135,7 +135,7 @@ def _part(table_VD, smoothed, z_loss, gradients, inputs):
     gradient_RV = weights_R[:, None] * (scale_R[:, None] * softmax_RV - wanted_RV)
     gradient_RV = gradient_RV.astype(states_RD.dtype)
     table_VD, states_RD = (
-        jnp.einsum("RV,RD->VD", gradient_RV, states_RD, **exact),
+        jnp.einsum("RD,RV->DV", states_RD, gradient_RV, **exact).T,
         jnp.einsum("RV,VD->RD", gradient_RV, table_VD, **exact),
     )
     return sums, (table_VD, states_RD)
