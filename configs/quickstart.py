@@ -17,9 +17,9 @@ def get_config(arg: str = ""):
     c.model.update(width=128, depth=2, heads=4, mlp=512, norm="pre", dropout=0.0)
     c.data.update(source="synthetic", train="train", valid="valid", test="test", max_length=64)
     c.tokenizer.vocab = 2500
-    c.batch.tokens = 1024
+    c.batch.update(tokens=1024, shapes=3)
     c.optim.update(lr=4e-3, schedule="rsqrt", warmup=400)
-    c.train.steps = 1500
-    c.eval.update(every=500, bleu_every=500, sentences=200)
-    c.checkpoint.every = 500
+    c.train.steps = 1200
+    c.eval.update(every=400, bleu_every=400, sentences=200)
+    c.checkpoint.every = 400
     return tiny(c) if small else c

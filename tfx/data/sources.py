@@ -10,6 +10,7 @@ commas, then options:
     a.en,a.de    b.tsv,weight=2    c.jsonl.gz,tag=<2de>    train[:90%],weight=0.5
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -104,7 +105,14 @@ def _tagged(chunks: Chunks, tag: str) -> Chunks:
 def _synthetic(split: str, where: str) -> tuple[Chunks, str]:
     if split not in ("train", "valid", "test"):
         raise ValueError(f'{where}="{split}": the synthetic splits are train, valid and test')
-    return lambda: _in_chunks(grammar.pairs(split)), f"synthetic {grammar.VERSION} {split}"
+    return lambda: _in_chunks(iter(_drawn(split))), f"synthetic {grammar.VERSION} {split}"
+
+
+@functools.cache
+def _drawn(split: str) -> list[tuple[str, str]]:
+    """A first run reads the corpus twice, for the vocabulary and for the ids; drawing it takes
+    seconds."""
+    return list(grammar.pairs(split))
 
 
 def _files(names: list[str], fields: str, where: str) -> tuple[Chunks, str]:
