@@ -53,6 +53,7 @@ def train(
     from tfx import hosts
     from tfx import train as training
 
+    hosts.keep_memory()
     hosts.keep_compiled()
     command = ["tfx", "train", f"--config={config}", f"--workdir={workdir}", *overrides]
     try:
@@ -88,6 +89,7 @@ def evaluate(
     from tfx import evaluate as evaluation
     from tfx import hosts
 
+    hosts.keep_memory()
     hosts.keep_compiled()
     evaluation.evaluate(workdir, split, step or None, average, **dataclasses.asdict(how))
 
@@ -126,6 +128,7 @@ def translate(
     from tfx import hosts
     from tfx import translate as translation
 
+    hosts.keep_memory()
     hosts.keep_compiled()
     run = translation.load(workdirs, step or None)
     blank = translation.Hypothesis("", -math.inf)  # an empty line has no second translation
@@ -159,6 +162,7 @@ def score(
     from tfx import hosts
     from tfx import translate as translation
 
+    hosts.keep_memory()
     hosts.keep_compiled()
     run = translation.load(workdir, step or None)
     with _opened(output) as out:
@@ -182,6 +186,7 @@ def average(
     from tfx import hosts
     from tfx import translate as translation
 
+    hosts.keep_memory()
     hosts.keep_compiled()
     translation.average(workdir, out, last=last, best=best)
 
