@@ -236,6 +236,12 @@ def test_changed_training_text_is_refused(toy_config, toy, tmp_path):
         train(longer, tmp_path / "run")
 
 
+def test_a_start_whose_text_is_not_there_leaves_no_workdir_behind(toy_config, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        train(toy_config({"data.train": "missing.a,missing.b"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_dry_run_prints_parameters_shapes_and_memory_and_trains_nothing(
     toy_config, capsys, tmp_path
 ):

@@ -201,6 +201,10 @@ def train(config: Config, directory: str, provenance: dict | None = None) -> dic
       ValueError: the config, the data or the workdir does not fit.
     """
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+    workdir.check(directory, config)
+    # A start whose text is not there leaves no workdir behind.
+    for split in ("train", "valid") if config.eval.every or config.eval.bleu_every else ("train",):
+        assemble.corpora(config, split)
     directory = workdir.prepare(directory, config, provenance)
     keep = dataclasses.asdict(config.checkpoint)
     keep.pop("every")

@@ -7,6 +7,7 @@ is not clean UTF-8 text is refused, in one line that says where, what, and what 
 """
 
 import codecs
+import functools
 import gzip
 import hashlib
 import os
@@ -76,9 +77,16 @@ def scan(path: str | os.PathLike) -> tuple[int, str]:
     One quick pass before anything expensive. Refuses an empty file, and what can be read only
     once, such as a pipe.
     """
-    count, last, digest = 0, b"", hashlib.sha256()
     if Path(path).is_fifo():
         raise ValueError(f"{path}: a pipe, and this is read more than once; save it to a file")
+    found = os.stat(path) if os.path.exists(path) else None
+    return _scanned(path, found and (found.st_size, found.st_mtime_ns))
+
+
+@functools.lru_cache
+def _scanned(path: str | os.PathLike, version) -> tuple[int, str]:
+    """A run asks several times; `version` is another when the file is."""
+    count, last, digest = 0, b"", hashlib.sha256()
     for last in _chunks(path):
         count += last.count(b"\n")
         digest.update(last)
