@@ -76,6 +76,16 @@ def test_samples_depend_on_the_seed_and_the_line_number_alone(run):
     assert texts(run.search(LINES, how, seed=2)) != first
 
 
+def test_every_head_of_every_layer_can_be_looked_at(run):
+    weights = run.attention(["red one two", "blue"], ["two one red", "blue"])
+    for name, queries, keys in (("encoder", 16, 16), ("decoder", 16, 16), ("cross", 16, 16)):
+        assert weights[name].shape == (1, 2, 2, queries, keys)
+        np.testing.assert_allclose(weights[name].sum(-1), 1, atol=1e-5)
+    length = len(run.tokenizer.source.encode(["blue"])[0]) + 1
+    assert (weights["cross"][:, 1, :, :, length:] == 0).all()
+    assert (np.triu(weights["decoder"][0, 0, 0], 1) == 0).all()
+
+
 def test_an_ensemble_of_equals_is_the_one(workdir, run):
     both = tfx.load([workdir, workdir])
     assert len(both.others) == 1

@@ -94,5 +94,6 @@ def open_batches(
         )
     report = pairs.report
     dropped = [f"{report[k]:,} {k.replace('_', ' ')}" for k in ("empty", "too_long") if report[k]]
-    say(f"{split}: {report['pairs']:,} pairs" + (f" ({', '.join(dropped)})" if dropped else ""))
+    note = f", dropped {' and '.join(dropped)}" if train and dropped else ""
+    say(f"{split}: {report['pairs']:,} pairs{note}")
     return batches

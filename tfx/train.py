@@ -153,10 +153,10 @@ def put_together(config: Config, directory: Path, mesh, say) -> Parts:
     batches = assemble.open_batches(config, ids, directory, "train", multiple=multiple, say=say)
     shapes = ", ".join(f"{rows}x{source}+{target}" for rows, source, target in batches.shapes)
     say(
-        f"batches: {batches.steps_per_epoch:,} an epoch, {len(batches.shapes)} shapes ({shapes}), "
+        f"batches: {batches.steps_per_epoch:,} an epoch, shapes {shapes}, "
         f"{batches.padding:.1%} padding"
     )
-    devices = f"{mesh.size} {jax.devices()[0].platform} device{'s' * (mesh.size > 1)}"
+    devices = f"{mesh.size} x {jax.devices()[0].device_kind}"
     say(f"model: {type(model).__name__}, {count(like.params):,} parameters, on {devices}")
     return Parts(ids, model, tx, batches, like, shardings)
 

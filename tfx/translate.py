@@ -107,6 +107,29 @@ class Run:
                     scores[i] = float(value)
         return scores
 
+    def attention(self, sources: Sequence[str], targets: Sequence[str]) -> dict[str, np.ndarray]:
+        """Every head's attention weights while each target is predicted from its source.
+
+        Returns:
+          "encoder" [N, B, H, S, S], "decoder" [N, B, H, T, T] and "cross" [N, B, H, T, S]: layer,
+          line, head, query, key. Sources end with EOS, targets begin with BOS.
+        """
+        pairs = zip(self._encode(sources), self._encode(targets, target=True), strict=True)
+        batch = _padded([_example(*pair) for pair in pairs], sharding.batch_parts(self.mesh))
+        look = lambda params: self.model.apply({"params": params}, batch, mutable="intermediates")[
+            1
+        ]
+        with jax.set_mesh(self.mesh):
+            seen = jax.device_get(jax.jit(look)(self.params))["intermediates"]
+        weights = lambda stack, part: seen[stack]["layers"][0][part]["weights"][0][
+            :, : len(sources)
+        ]
+        return {
+            "encoder": weights("encoder", "self_attention"),
+            "decoder": weights("decoder", "self_attention"),
+            "cross": weights("decoder", "cross_attention"),
+        }
+
     def _encode(self, lines, first: int = 0, target: bool = False) -> list[list[int]]:
         ids = (self.tokenizer.target if target else self.tokenizer.source).encode(lines)
         most = self.config.model.max_length - 1
