@@ -8,5 +8,6 @@ if [ "${1:-}" = "--slow" ]; then
   which="slow or not slow"
   shift
 fi
-ruff format --check . && ruff check .
+ruff format --check .
+ruff check .
 python -m pytest -n 2 -m "$which" "$@"
