@@ -20,8 +20,7 @@ The score is of a synthetic corpus: unseen sentences of the grammar that it was 
 Next, after \`source $venv/bin/activate\`:
   a sentence of your own     echo "The old man sees a dog." | tfx translate --workdir=$run
   a conversation             tfx translate --workdir=$run
-  text files of your own     tfx train --config=text_pair --workdir=runs/mine \\
-                               --config.data.train=train.en,train.de --config.data.valid=valid.en,valid.de
+  text files of your own     tfx train --config=text_pair:train.en,train.de,valid.en,valid.de --workdir=runs/mine
   a config of your own       cp configs/quickstart.py mine.py; tfx train --config=mine.py --workdir=runs/mine
   what there is to change    tfx config --config=quickstart
 TEXT

@@ -5,6 +5,7 @@ state after n updates, and batch n is a function of the seed and n, so a run tha
 stopped and started again is the run that never stopped, bit for bit.
 """
 
+import contextlib
 import dataclasses
 import math
 import tempfile
@@ -236,7 +237,8 @@ def _loop(
             last, value, improved = done >= config.train.steps, None, False
             if done > started:
                 # Evaluate.
-                value = validate(state.weights, done, last, memory, writer)
+                with report.paused():
+                    value = validate(state.weights, done, last, memory, writer)
                 if value is not None:
                     improved = memory["best"] is None or value > memory["best"]
                     memory["best"] = value if improved else memory["best"]
@@ -318,9 +320,13 @@ class Report:
         self._screen.step(done, self.last, memory["bleu"])
         self._pending, self._since = [], time.time()
 
-    def skip(self, seconds: float) -> None:
-        """Time that was not spent on training."""
-        self._since += seconds
+    @contextlib.contextmanager
+    def paused(self):
+        """Time in here is not spent on training: tokens per second do not count it."""
+        jax.block_until_ready(self._pending)
+        began = time.time()
+        yield
+        self._since += time.time() - began
 
 
 def make_validation(config: Config, parts: Parts, directory: Path, mesh, say):
