@@ -16,7 +16,7 @@ MODULES = {
 }
 # Imports point down. "" is `tfx` itself: the version, and the way in from a notebook.
 LAYERS = [
-    ["nn", "decode", "sharding", "metrics", "data"],
+    ["nn", "decode", "choose", "sharding", "metrics", "data"],
     ["models", "objectives"],
     ["config", "checkpoint", "state", "optim", "hosts", "assemble", "workdir"],
     ["train", "evaluate", "translate"],

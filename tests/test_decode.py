@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tfx import config, decode
-from tfx.decode import BOS, EOS, PAD
+from tfx.choose import BOS, EOS, PAD
 
 NONE = -np.inf
 # What these tests cost is compiling: few functions, many inputs, no optimisation.
@@ -46,7 +46,8 @@ class Toy:
 
 
 def toy_model(source_BD, embed_TVD, out_DV, bias_BV, since_B):
-    def step(tokens_BW, cache, t, mask_BWS):
+    def step(tokens_BW, cache, t, mask_BWS, context):
+        source_BD, bias_BV, since_B = context
         W, S = tokens_BW.shape[1], mask_BWS.shape[2]
         written = tokens_BW[..., None].astype(float)
         cache = jax.lax.dynamic_update_slice(cache, written, (0, t * W, 0))
@@ -57,7 +58,8 @@ def toy_model(source_BD, embed_TVD, out_DV, bias_BV, since_B):
         late_B11 = (t >= since_B)[:, None, None]
         return logits_BWV + jnp.where(late_B11, bias_BV[:, None], 0), cache
 
-    return step, lambda slots: jnp.zeros((len(source_BD), slots, 1))
+    context = (source_BD, bias_BV, since_B)
+    return step, lambda slots: jnp.zeros((len(source_BD), slots, 1)), context
 
 
 @functools.cache
@@ -137,35 +139,6 @@ def copying_search(toy, b, limit, beam, alpha, penalty, stop, prefix=()):
     return (kept + [(NONE, ())] * beam)[:beam]
 
 
-# ------------------------------------------------------------------------- the best few
-
-
-@pytest.mark.parametrize("vocab", [5, 128, 1000])
-def test_best_is_lax_top_k_ties_included(vocab):
-    rng = np.random.default_rng(vocab)
-    logits_BWV = rng.integers(-3, 4, (12, 3, vocab)).astype(np.float32)  # most values are ties
-    offsets_BW = rng.integers(-2, 2, (12, 3)).astype(np.float32)
-    logits_BWV[:9] = rng.normal(size=(9, 3, vocab))
-    logits_BWV[:9, :, [PAD, BOS]] = 50  # must not draw attention to their block
-    logits_BWV[10, 1], offsets_BW[11, 0] = np.nan, np.nan
-    best = jit(decode.best, static_argnums=2)
-    scores_BC, beams_BC, ids_BC = map(np.asarray, best(logits_BWV, offsets_BW, 6))
-    flat_BWV = logits_BWV + offsets_BW[..., None]
-    flat_BWV[..., [PAD, BOS]] = NONE
-    flat_BWV[np.isnan(flat_BWV)] = NONE
-    expected_BC, places_BC = jax.lax.top_k(flat_BWV.reshape(12, -1), 6)
-    np.testing.assert_array_equal(scores_BC, expected_BC)
-    np.testing.assert_array_equal(beams_BC * vocab + ids_BC, places_BC)
-
-
-def test_normaliser_is_logsumexp():
-    logits_BWV = np.random.default_rng(0).normal(size=(2, 3, 300)).astype(np.float32) * 30
-    logits_BWV[0, 0, :290] = NONE
-    peak_BW = logits_BWV.max(-1)
-    expected_BW = peak_BW + np.log(np.exp(logits_BWV - peak_BW[..., None]).sum(-1))
-    np.testing.assert_allclose(jit(decode.normaliser)(logits_BWV), expected_BW, rtol=1e-6)
-
-
 # --------------------------------------------------------------------- a trellis by hand
 
 #                 .25
@@ -188,9 +161,9 @@ def on_chain(search, **how):
     """A Markov chain, p[last][next]: a function of p and limit to (probability, tokens)."""
 
     def run(p, limit, alpha):
-        step = lambda tokens_BW, cache, t, mask_BWS: (jnp.log(p)[tokens_BW], cache)
+        step = lambda tokens_BW, cache, t, mask_BWS, context: (jnp.log(p)[tokens_BW], cache)
         alpha = dict(alpha=alpha) if search is decode.beam_search else {}
-        return search(step, lambda slots: jnp.zeros((1, slots, 1)), limit, 6, **alpha, **how)
+        return search(step, lambda slots: jnp.zeros((1, slots, 1)), (), limit, 6, **alpha, **how)
 
     def listing(p, limit, alpha=0.0):
         found = run_once(np.float32(p), np.array([limit]), np.float32(alpha))
@@ -281,42 +254,61 @@ def test_the_exact_stop_does_stop():
     """Where EOS is near certain, no second step is made."""
     reads = []
 
-    def step(tokens_BW, cache, t, mask_BWS):
+    def step(tokens_BW, cache, t, mask_BWS, context):
         jax.debug.callback(lambda t: reads.append(int(t)), t)
         return jnp.zeros((1, 1, 8)).at[..., EOS].set(9.0), cache
 
-    model = step, lambda slots: jnp.zeros((1, slots, 1))
+    model = step, lambda slots: jnp.zeros((1, slots, 1)), ()
     jit(lambda limit_B: decode.beam_search(*model, limit_B, 30, beam=1))(np.array([30]))
     jax.effects_barrier()
     assert reads == [0]
 
 
-@pytest.mark.parametrize("how", [EXACT, GREEDY], ids=["beam", "greedy"])
-def test_stages_change_nothing(how):
-    toy = Toy(7)
-    toy.bias_BV[:, EOS] = -4
-    one, two = (run(toy, limits=12, first=first, **how) for first in (12, 6))
-    assert one.lengths_BW.max() > 6
-    np.testing.assert_array_equal(one.tokens_BWT, two.tokens_BWT)
-    np.testing.assert_allclose(one.scores_BW, two.scores_BW, rtol=1e-5)
+@every_search
+@pytest.mark.parametrize("biased", ["short", "long", "mixed"])
+def test_stages_change_nothing(how, biased):
+    """Leaving sentences that have ended, in groups or all at once, finds what one loop finds."""
+    toy = Toy(7, sentences=9)
+    late = {"short": 3, "long": -4, "mixed": np.where(np.arange(9) % 3 == 0, -9, 3)}
+    toy.bias_BV[:, EOS] = late[biased]
+    alpha = dict(alpha=0.6) if "beam" in how else {}
+    limits = (12, 12, 12, 5, 7, 12, 0, 12, 12)
+    one = run(toy, limits=limits, **how | alpha | dict(first=12, least=9))
+    for first, least in ((2, 1), (3, 9), (3, 4), (12, 1)):
+        other = run(toy, limits=limits, **how | alpha | dict(first=first, least=least))
+        np.testing.assert_array_equal(one.tokens_BWT, other.tokens_BWT)
+        np.testing.assert_allclose(one.scores_BW, other.scores_BW, rtol=1e-5)
+    assert (one.lengths_BW.max() > 6) == (biased != "short")
 
 
 @pytest.mark.parametrize(
-    ("length", "stages"), [(1, [1]), (16, [16]), (17, [16, 17]), (70, [16, 32, 64, 70])]
+    ("rows", "length", "least", "stages"),
+    [
+        (3, 1, 1, [(3, 1), (1, 1)]),
+        (8, 16, 8, [(8, 16)]),
+        (8, 17, 8, [(8, 16), (8, 17)]),
+        (64, 100, 8, [(64, 16), (16, 32), (8, 64), (8, 100)]),
+        (64, 40, 1, [(64, 16), (16, 40), (4, 40), (1, 40)]),
+    ],
 )
-def test_the_cache_doubles_up_to_the_length(length, stages):
+def test_as_the_cache_grows_the_rows_get_fewer(rows, length, least, stages):
     seen = set()
 
-    def step(tokens_BW, cache, t, mask_BWS):
-        seen.add((cache["k"].shape, cache["v"].shape, mask_BWS.shape))
-        return jnp.zeros((3, 2, 8)), cache
+    def step(tokens_BW, cache, t, mask_BWS, context):
+        (B, W), S = tokens_BW.shape, mask_BWS.shape[2]
+        assert cache["k"].shape == (B, 5, S, 6) and cache["v"].shape == (B, S, 7)
+        assert context.shape == (B, 9)
+        seen.add((B, S // W))
+        return jnp.zeros((B, W, 8)), cache
 
-    empty = lambda slots: dict(k=jnp.zeros((4, 3, 5, slots, 6)), v=jnp.zeros((3, 5, slots, 7)))
-    search = lambda limit_B: decode.beam_search(step, empty, limit_B, length, beam=2)
-    found = jax.eval_shape(search, jax.ShapeDtypeStruct((3,), jnp.int32))
-    slots = [2 * n for n in stages]
-    assert seen == {((4, 3, 5, s, 6), (3, 5, s, 7), (3, 2, s)) for s in slots}
-    assert found.tokens_BWT.shape == (3, 2, length)
+    def search(limit_B):
+        empty = lambda slots: dict(k=jnp.zeros((rows, 5, slots, 6)), v=jnp.zeros((rows, slots, 7)))
+        model = step, empty, jnp.zeros((rows, 9))
+        return decode.beam_search(*model, limit_B, length, beam=2, least=least)
+
+    found = jax.eval_shape(search, jax.ShapeDtypeStruct((rows,), jnp.int32))
+    assert sorted(seen) == sorted(stages)
+    assert found.tokens_BWT.shape == (rows, 2, length)
 
 
 # ------------------------------------------------------------------ greedy, and the edges
@@ -443,8 +435,11 @@ def test_samples_follow_the_distribution(top_k, top_p):
 
     @jit
     def sample(logits_BV, keys_B, temperature):
-        logits_BWV = jnp.broadcast_to(logits_BV[:, None], (2, draws, vocab))
-        model = lambda tokens_BW, cache, t, mask_BWS: (logits_BWV, cache), lambda slots: ()
+        def step(tokens_BW, cache, t, mask_BWS, logits_BV):
+            B, W = tokens_BW.shape
+            return jnp.broadcast_to(logits_BV[:, None], (B, W, vocab)), cache
+
+        model = step, lambda slots: (), logits_BV
         how = dict(samples=draws, temperature=temperature, top_k=top_k, top_p=top_p)
         return decode.sample(*model, jnp.array([1, 1]), 1, keys_B, **how)
 
@@ -472,21 +467,6 @@ def test_samples_depend_on_the_key_alone():
         assert len(rows) == 3 and all(len(set(h)) > 1 for h in rows)
 
 
-def test_largest_finds_the_border_exactly():
-    """By count, as for top-k, and by share, as for top-p; against sorting."""
-    p_BWV = np.random.default_rng(0).uniform(size=(2, 3, 200)).astype(np.float32) ** 9
-    p_BWV /= p_BWV.max(-1, keepdims=True)
-    sorted_BWV = np.sort(p_BWV)[..., ::-1]
-    largest = jit(decode.largest)
-    for k in (1, 7, 199, 200, 500):
-        kept_BWV = largest(p_BWV, np.ones_like(p_BWV), np.full((2, 3), k, np.float32))
-        np.testing.assert_array_equal(kept_BWV, p_BWV >= sorted_BWV[..., [min(k, 200) - 1]])
-    for share in (0.1, 0.5, 0.9, 0.999):
-        need_BW = share * p_BWV.sum(-1)
-        count_BW = (np.cumsum(sorted_BWV, axis=-1) < need_BW[..., None]).sum(-1) + 1
-        np.testing.assert_array_equal(largest(p_BWV, p_BWV, need_BW).sum(-1), count_BW)
-
-
 # ------------------------------------------------------------- forced scores and ensembles
 
 
@@ -508,9 +488,9 @@ def test_an_ensemble_of_equals_is_one():
     toy = Toy(13)
 
     def trio(*model, **how):
-        step, init_cache = model[:2]
+        step, init_cache, context = model[:3]
         caches = lambda slots: (init_cache(slots),) * 3
-        return decode.greedy(decode.ensemble([step] * 3), caches, *model[2:], **how)
+        return decode.greedy(decode.ensemble([step] * 3), caches, (context,) * 3, *model[3:], **how)
 
     one, three = (run(toy, search, 12) for search in (decode.greedy, trio))
     np.testing.assert_array_equal(one.tokens_BWT, three.tokens_BWT)
@@ -520,10 +500,10 @@ def test_an_ensemble_of_equals_is_one():
 def test_an_ensemble_averages_probabilities():
     p_WV, q_WV = np.random.default_rng(0).dirichlet(np.ones(6), (2, 4)).astype(np.float32)
     steps = [  # logits: any shift
-        lambda tokens_BW, cache, t, mask_BWS: (jnp.log(p_WV)[None], cache + 1),
-        lambda tokens_BW, cache, t, mask_BWS: (jnp.log(q_WV)[None] + 5, cache + 2),
+        lambda tokens_BW, cache, t, mask_BWS, context: (jnp.log(p_WV)[None], cache + context),
+        lambda tokens_BW, cache, t, mask_BWS, context: (jnp.log(q_WV)[None] + 5, cache + context),
     ]
-    logits_BWV, caches = jit(decode.ensemble(steps))(None, (0, 0), 0, None)
+    logits_BWV, caches = jit(decode.ensemble(steps))(None, (0, 0), 0, None, (1, 2))
     np.testing.assert_allclose(np.exp(logits_BWV[0]), (p_WV + q_WV) / 2, rtol=1e-5)
     assert caches == (1, 2)
 
@@ -552,5 +532,6 @@ def test_an_ensemble_averages_probabilities():
 )
 def test_search_does_what_the_config_says(monkeypatch, how, name, args, options):
     monkeypatch.setattr(decode, name, lambda *a, **k: (a, k))
-    called = decode.search("step", "init", "limit", 9, how, prefix_BP="p", keys_B="k")
-    assert called == (("step", "init", "limit", 9, *args), dict(prefix_BP="p", **options))
+    model = ("step", "init", "context", "limit", 9)
+    called = decode.search(*model, how, prefix_BP="p", keys_B="k", least=4)
+    assert called == ((*model, *args), dict(prefix_BP="p", least=4, **options))

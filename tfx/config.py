@@ -135,7 +135,7 @@ class Decode:
     temperature: Annotated[float, "x > 0"] = 1.0
     top_k: Count = 0  # 0: off
     top_p: Annotated[float, "0 < x <= 1"] = 1.0
-    tokens: Positive = 4096  # source tokens a batch
+    tokens: Positive = 2048  # source tokens a batch
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 The model is a step function over an explicit cache; no more is known of it:
 
-    logits_BWV, cache = step(tokens_BW, cache, t, mask_BWS)
+    logits_BWV, cache = step(tokens_BW, cache, t, mask_BWS, context)
 
 reads W tokens of each sentence at position t (BOS at 0), writes their keys and values into
 the cache slots t*W .. t*W+W-1, lets token w attend to the slots in its row of the mask,
 and returns the logits of position t+1. `init_cache(slots)` makes an empty cache. What does
-not grow (encoder states, cross-attention keys and values) the step closes over, held once
-a sentence.
+not grow (encoder states, cross-attention keys and values) is the context, held once a
+sentence: any pytree whose arrays begin with B.
 
 Beams are parallel queries of one sentence, and nothing they wrote ever moves. What tells
 one hypothesis from another is its ancestry: which beam wrote each of its positions.
@@ -16,10 +16,10 @@ Reordering beams permutes that small array of integers; the mask is made from it
 step, and the tokens are read along it once, at the end.
 
 All of it can run inside one jit. The cached length takes few static values (16, 32, 64,
-...), so that a batch of short sentences never pays for the longest one allowed.
+...), so that a batch of short sentences never pays for the longest one allowed, and it
+grows as the rows get fewer: sentences that have ended are left behind (see `advance`).
 
-Besides the letters of the package, C counts candidates, N blocks of the vocabulary and K
-the ids of one block.
+Besides the letters of the package, C counts candidates.
 """
 
 import functools
@@ -31,13 +31,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-PAD, EOS, BOS = 0, 1, 3
-CACHE_SLOTS = -2  # the axis along which every leaf of a cache grows: [..., B, H, S, K]
-BLOCK = 128  # ids a block of `best`: the lanes of a TPU register, near the optimum on a CPU
-DEAD = -jnp.inf  # the score of a beam that holds no hypothesis
+from tfx.choose import BOS, DEAD, EOS, PAD, allowed, best, draw, largest, normaliser, pick, top
+
+CACHE_SLOTS = -2  # the axis along which every leaf of a cache grows: [B, ..., S, K]
 
 Cache = Any  # a pytree of arrays
-Step = Callable[[jax.Array, Cache, jax.Array, jax.Array], tuple[jax.Array, Cache]]
+Context = Any  # a pytree of arrays [B, ...]
+Step = Callable[[jax.Array, Cache, jax.Array, jax.Array, Context], tuple[jax.Array, Cache]]
 
 STOPS = {  # may a beam with this bound on its score still change what is kept?
     "exact": lambda bound_B, worst_B: bound_B > worst_B,
@@ -57,7 +57,9 @@ class Hypotheses(NamedTuple):
     scores_BW: jax.Array  # float32
 
 
-def search(step, init_cache, limit_B, length, how, *, prefix_BP=None, keys_B=None) -> Hypotheses:
+def search(
+    step, init_cache, context, limit_B, length, how, *, prefix_BP=None, keys_B=None, least=1
+) -> Hypotheses:
     """Decodes as `how` says, an object with the fields of `tfx.config.Decode`.
 
     PAD and BOS are never chosen; their probability is not given to others, so that the
@@ -65,7 +67,7 @@ def search(step, init_cache, limit_B, length, how, *, prefix_BP=None, keys_B=Non
     there are no hypotheses.
 
     Args:
-      step, init_cache: the model, as the top of this file says.
+      step, init_cache, context: the model, as the top of this file says.
       limit_B: the most tokens each sentence may get, EOS and prefix counted; what has not
         ended there is returned as it is. 0: a row that nobody needs.
       length: a static bound on limit_B.
@@ -73,72 +75,20 @@ def search(step, init_cache, limit_B, length, how, *, prefix_BP=None, keys_B=Non
         score and its length like the others.
       keys_B: for sampling, one PRNG key a sentence, so that what is drawn for a sentence
         does not depend on the batch it is in.
+      least: rows below which a step with fewer is no faster. What is found does not
+        depend on it.
     """
-    model = (step, init_cache, limit_B, length)
+    model, common = (
+        (step, init_cache, context, limit_B, length),
+        dict(prefix_BP=prefix_BP, least=least),
+    )
     if how.method == "greedy":
-        return greedy(*model, prefix_BP=prefix_BP)
+        return greedy(*model, **common)
     if how.method == "sample":
         shape = dict(temperature=how.temperature, top_k=how.top_k, top_p=how.top_p)
-        return sample(*model, keys_B, samples=how.beam, **shape, prefix_BP=prefix_BP)
+        return sample(*model, keys_B, samples=how.beam, **shape, **common)
     rules = dict(alpha=how.alpha, penalty=how.penalty, stop=how.stop)
-    return beam_search(*model, beam=how.beam, **rules, prefix_BP=prefix_BP)
-
-
-def allowed(ids):
-    return (ids != PAD) & (ids != BOS)
-
-
-def best(logits_BWV, offsets_BW, count):
-    """The `count` best `logits + offsets` of each sentence, PAD and BOS left out.
-
-    Exact, ties included: what `lax.top_k` finds in the flat [B, W*V], where it takes six
-    times as long on a CPU. A block whose maximum is not among the `count` best maxima
-    holds none of the `count` best values, so only the chosen blocks are looked into.
-
-    Returns scores, beams and ids, [B, C] each, best first. NaN ranks as -inf.
-    """
-    B, W, V = logits_BWV.shape
-    N = -(-V // BLOCK)
-    without_nan = lambda x: jnp.where(jnp.isnan(x), DEAD, x)
-    maxima_BWN = maxima(logits_BWV)
-    # PAD and BOS are in the first block: masking that one spares a pass over all of V.
-    head_BWK = logits_BWV[..., :BLOCK]
-    head_BWK = jnp.where(allowed(jnp.arange(head_BWK.shape[-1]))[None, None], head_BWK, DEAD)
-    maxima_BWN = maxima_BWN.at[..., 0].set(head_BWK.max(-1)) + offsets_BW[..., None]
-    _, blocks_BC = top(without_nan(maxima_BWN).reshape(B, W * N), min(count, W * N))
-    beams_BC, blocks_BC = jnp.divmod(jnp.sort(blocks_BC), N)  # sorted: ties go by id, too
-    ids_BCK = blocks_BC[..., None] * BLOCK + jnp.arange(BLOCK)[None, None]
-    flat_BCK = beams_BC[..., None] * V + ids_BCK
-    values_BCK = pick(logits_BWV.reshape(B, -1), flat_BCK.reshape(B, -1)).reshape(ids_BCK.shape)
-    values_BCK = without_nan(values_BCK + pick(offsets_BW, beams_BC)[..., None])
-    values_BCK = jnp.where(allowed(ids_BCK) & (ids_BCK < V), values_BCK, DEAD)
-    scores_BC, places_BC = top(values_BCK.reshape(B, -1), count)
-    ids_BC = jnp.minimum(pick(ids_BCK.reshape(B, -1), places_BC), V - 1)
-    return scores_BC, pick(beams_BC, places_BC // BLOCK), ids_BC
-
-
-def maxima(logits_BWV):
-    """The largest logit of each block of the vocabulary, [B, W, N]; the last may be short."""
-    rest = -logits_BWV.shape[-1] % BLOCK
-    block, padding = (1, 1, BLOCK), ((0, 0), (0, 0), (0, rest))
-    return lax.reduce_window(logits_BWV, DEAD, lax.max, block, block, padding)
-
-
-def normaliser(logits_BWV):
-    """logsumexp over V; in a jit it shares the pass that finds the maxima with `best`."""
-    peak_BW = maxima(logits_BWV).max(-1)
-    return peak_BW + jnp.log(jnp.exp(logits_BWV - peak_BW[..., None]).sum(-1))
-
-
-def top(x, count):
-    """`lax.top_k`, kept whole: on a CPU, slicing its result would make XLA sort all of x."""
-    return lax.optimization_barrier(lax.top_k(x, count))
-
-
-def pick(x, places_BC):
-    """x[b, places[b, c]] for every b and c, whatever axes follow."""
-    places = places_BC.reshape(places_BC.shape + (1,) * (x.ndim - 2))
-    return jnp.take_along_axis(x, places, axis=1, mode="clip")
+    return beam_search(*model, beam=how.beam, **rules, **common)
 
 
 def forced(prefix_BP, t, B):
@@ -149,28 +99,51 @@ def forced(prefix_BP, t, B):
     return lax.dynamic_index_in_dim(prefix_BP, t, axis=1, keepdims=False)  # t is clamped
 
 
-def grow(body, state, init_cache, W, length, first):
-    """Runs `body(cached, state, cache)` until `state.done` holds everywhere.
+class Given(NamedTuple):
+    """What is known of each sentence before its search."""
 
-    One loop for each static cached length, twice the one before; the longer cache is made
-    only if somebody needs it.
+    context: Context
+    limit_B: jax.Array
+    prefix_BP: jax.Array | None = None
+    keys_B: jax.Array | None = None
+
+
+def advance(body, state, given, init_cache, W, length, first, least):
+    """Runs `body(cached, state, cache, given)` until `state.done` holds everywhere.
+
+    In stages. A stage is a loop over a static number of rows and a static cached length; it
+    ends when the cache is full, or when what goes on fits into a quarter of the rows. The
+    next one has twice the length and a quarter of the rows, but no fewer than `least`, and
+    is entered once for each so many sentences that go on. Few programs, then, and the tail
+    of a batch, its few longest sentences, costs little.
     """
 
-    def stage(cached, state, cache):
-        going_on = lambda carry: (carry[0].t < cached) & ~carry[0].done.all()
-        turn = lambda carry: body(cached, *carry)
+    def stage(cached, state, cache, given):
+        rows = len(state.done)
+        fewer = max(-(-rows // 4), min(rows, least))
+        longer = 2 * cached if 3 * cached <= length else length
+        fit = 0 if fewer == rows else fewer
+        alive_B = lambda state: ~state.done.reshape(rows, -1).all(1)
+        going_on = lambda carry: (carry[0].t < cached) & (alive_B(carry[0]).sum() > fit)
+        turn = lambda carry: body(cached, *carry, given)
         state, cache = lax.while_loop(going_on, turn, (state, cache))
-        if cached == length:
+        if (fewer, longer) == (rows, cached):
             return state
-        longer = min(2 * cached, length)
+        first_alive_B = jnp.argsort(~alive_B(state), stable=True)
 
-        def more(state, cache):
-            return stage(longer, state, jax.tree.map(lambda x: pad(x, W * longer), cache))
+        def some(n, whole):
+            chosen = lax.dynamic_slice_in_dim(first_alive_B, n * fewer, fewer)
+            take = lambda x: x[chosen] if x.ndim and fewer < rows else x
+            part, part_cache, known = jax.tree.map(take, (whole, cache, given))
+            part_cache = jax.tree.map(lambda x: pad(x, W * longer), part_cache)
+            part = stage(longer, part, part_cache, known)
+            back = lambda x, y: x.at[chosen].set(y) if x.ndim and fewer < rows else y
+            return jax.tree.map(back, whole, part)._replace(t=whole.t)
 
-        return lax.cond(state.done.all(), lambda state, _: state, more, state, cache)
+        return lax.fori_loop(0, -(-alive_B(state).sum() // fewer), some, state)
 
     cached = min(first, length)
-    return stage(cached, state, init_cache(W * cached))
+    return stage(cached, state, init_cache(W * cached), given)
 
 
 def pad(x, slots):
@@ -195,6 +168,7 @@ class Beams(NamedTuple):
 def beam_search(
     step,
     init_cache,
+    context,
     limit_B,
     length,
     *,
@@ -204,6 +178,7 @@ def beam_search(
     stop="exact",
     prefix_BP=None,
     first=16,
+    least=1,
 ) -> Hypotheses:
     """The `beam` best hypotheses of each sentence, best first; arguments as in `search`.
 
@@ -223,16 +198,18 @@ def beam_search(
     B, W = limit_B.shape[0], beam
     limit_B = jnp.minimum(limit_B, length)
     divisor = lambda n: PENALTIES[penalty](n, alpha)
-    beams_BW = jnp.broadcast_to(jnp.arange(W)[None], (B, W))
+    beams_of = lambda B: jnp.broadcast_to(jnp.arange(W)[None], (B, W))
     positions_11T = jnp.arange(length + 1)[None, None]
 
-    def body(cached, state, cache):
-        t, done_B1 = state.t, state.done[:, None]
+    def body(cached, state, cache, given):
+        t, done_B1, B = state.t, state.done[:, None], len(state.done)
+        beams_BW = beams_of(B)
         tokens_BW = lax.dynamic_index_in_dim(state.written_BWT, t, axis=2, keepdims=False)
         mask_BWTW = state.ancestors_BWT[..., :cached, None] == jnp.arange(W)[None, None, None]
-        logits_BWV, cache = step(tokens_BW, cache, t, mask_BWTW.reshape(B, W, cached * W))
+        mask_BWS = mask_BWTW.reshape(B, W, cached * W)
+        logits_BWV, cache = step(tokens_BW, cache, t, mask_BWS, given.context)
         scores_BC, parents_BC, tokens_BC = candidates(
-            logits_BWV, state.scores_BW, 2 * W, forced(prefix_BP, t, B)
+            logits_BWV, state.scores_BW, 2 * W, forced(given.prefix_BP, t, B)
         )
 
         ends_BW = (tokens_BC[:, :W] == EOS) & ~done_B1
@@ -252,8 +229,8 @@ def beam_search(
         scores_BW = jnp.where(done_B1, state.scores_BW, scores_BW)
         ancestors_BWT = jnp.where(done_B1[..., None], state.ancestors_BWT, ancestors_BWT)
 
-        hope_B = STOPS[stop](scores_BW[:, 0] / divisor(limit_B), kept_BW[:, -1])
-        hope_B &= (scores_BW[:, 0] > DEAD) & (t + 1 < limit_B)
+        hope_B = STOPS[stop](scores_BW[:, 0] / divisor(given.limit_B), kept_BW[:, -1])
+        hope_B &= (scores_BW[:, 0] > DEAD) & (t + 1 < given.limit_B)
         state = Beams(
             t=t + 1,
             done=state.done | ~hope_B,
@@ -265,7 +242,7 @@ def beam_search(
         )
         return state, cache
 
-    nobody_BWT = jnp.full((B, W, length + 1), -1)
+    beams_BW, nobody_BWT = beams_of(B), jnp.full((B, W, length + 1), -1)
     start = Beams(
         t=jnp.int32(0),
         done=limit_B <= 0,
@@ -275,7 +252,8 @@ def beam_search(
         kept_scores_BW=jnp.full((B, W), DEAD),
         kept_ancestors_BWT=nobody_BWT,
     )
-    end = grow(body, start, init_cache, W, length, first)
+    given = Given(context, limit_B, prefix_BP)
+    end = advance(body, start, given, init_cache, W, length, first, least)
     return gather(end, end.scores_BW / divisor(limit_B)[:, None])
 
 
@@ -324,18 +302,22 @@ class Rows(NamedTuple):
     scores_BW: jax.Array
 
 
-def greedy(step, init_cache, limit_B, length, *, prefix_BP=None, first=16) -> Hypotheses:
+def greedy(
+    step, init_cache, context, limit_B, length, *, prefix_BP=None, first=16, least=1
+) -> Hypotheses:
     """The most probable token at each step, W = 1; the score is the log-probability."""
 
-    def choose(logits_BWV, t):
+    def choose(logits_BWV, t, given):
         return best(logits_BWV, jnp.zeros(logits_BWV.shape[:2]), 1)[2]
 
-    return walk(choose, step, init_cache, limit_B, length, 1, prefix_BP, first)
+    given = Given(context, limit_B, prefix_BP)
+    return walk(choose, step, init_cache, given, length, 1, first, least)
 
 
 def sample(
     step,
     init_cache,
+    context,
     limit_B,
     length,
     keys_B,
@@ -346,6 +328,7 @@ def sample(
     top_p=1.0,
     prefix_BP=None,
     first=16,
+    least=1,
 ) -> Hypotheses:
     """Independent samples, in the order drawn; scores are log-probabilities of the model.
 
@@ -354,7 +337,7 @@ def sample(
     ties at the border included; one id of these is drawn.
     """
 
-    def choose(logits_BWV, t):
+    def choose(logits_BWV, t, given):
         ids_11V = jnp.arange(logits_BWV.shape[-1])[None, None]
         logits_BWV = jnp.where(allowed(ids_11V), logits_BWV, DEAD)
         p_BWV = jnp.exp((logits_BWV - logits_BWV.max(-1, keepdims=True)) / temperature)
@@ -362,64 +345,24 @@ def sample(
             p_BWV *= largest(p_BWV, jnp.ones_like(p_BWV), top_k)
         if top_p < 1:
             p_BWV *= largest(p_BWV, p_BWV, top_p * p_BWV.sum(-1))
-        keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(given.keys_B, t)
         return jax.vmap(draw)(keys, p_BWV)
 
-    return walk(choose, step, init_cache, limit_B, length, samples, prefix_BP, first)
+    given = Given(context, limit_B, prefix_BP, keys_B)
+    return walk(choose, step, init_cache, given, length, samples, first, least)
 
 
-def largest(p_BWV, weights_BWV, need_BW):
-    """True for the fewest p, from 1 downward, whose weights sum to `need`; all, if none do.
+def walk(choose, step, init_cache, given, length, W, first, least):
+    """W rows a sentence, each going where `choose(logits_BWV, t, given) -> tokens_BW` says."""
 
-    Floats that are not negative are ordered as their bits are, so bisecting the bits finds
-    the border exactly in 30 sums, where sorting V numbers costs far more.
-    """
-    bits_BWV = lax.bitcast_convert_type(p_BWV, jnp.int32)
-
-    def halve(_, bounds):
-        low_BW, high_BW = bounds
-        middle_BW = (low_BW + high_BW) // 2
-        weight_BW = jnp.where(bits_BWV >= middle_BW[..., None], weights_BWV, 0).sum(-1)
-        enough_BW = weight_BW >= need_BW
-        return jnp.where(enough_BW, middle_BW, low_BW), jnp.where(enough_BW, high_BW, middle_BW)
-
-    low_BW = jnp.zeros(p_BWV.shape[:2], jnp.int32)
-    above_1 = lax.bitcast_convert_type(jnp.float32(1), jnp.int32) + 1
-    low_BW, _ = lax.fori_loop(0, 30, halve, (low_BW, low_BW + above_1))
-    return bits_BWV >= low_BW[..., None]
-
-
-def draw(key, p_WV):
-    """W ids with probability proportional to p: first a block of ids, then one id in it.
-
-    Exact, with N + K random numbers a row where V would be needed otherwise; each choice
-    is the largest log p + Gumbel noise.
-    """
-    V = p_WV.shape[-1]
-    padding = ((0, 0), (0, -V % BLOCK))
-    sums_WN = lax.reduce_window(p_WV, 0.0, lax.add, (1, BLOCK), (1, BLOCK), padding)
-    N = sums_WN.shape[1]
-    noise_WC = jax.random.gumbel(key, (len(p_WV), N + BLOCK))
-    block_W1 = (jnp.log(sums_WN) + noise_WC[:, :N]).argmax(1, keepdims=True)
-    ids_WK = block_W1 * BLOCK + jnp.arange(BLOCK)[None]
-    p_WK = jnp.take_along_axis(p_WV, ids_WK, axis=1, mode="fill", fill_value=0)
-    place_W1 = (jnp.log(p_WK) + noise_WC[:, N:]).argmax(1, keepdims=True)
-    return jnp.minimum(pick(ids_WK, place_W1)[:, 0], V - 1)
-
-
-def walk(choose, step, init_cache, limit_B, length, W, prefix_BP, first):
-    """W rows a sentence, each going where `choose(logits_BWV, t) -> tokens_BW` says."""
-    B = limit_B.shape[0]
-    limit_B = jnp.minimum(limit_B, length)
-
-    def body(cached, state, cache):
-        t, slots = state.t, jnp.arange(cached * W)
+    def body(cached, state, cache, given):
+        t, slots, B = state.t, jnp.arange(cached * W), len(state.done)
         tokens_BW = lax.dynamic_index_in_dim(state.written_BWT, t, axis=2, keepdims=False)
         mask_WS = (slots[None] // W <= t) & (slots[None] % W == jnp.arange(W)[:, None])
         mask_BWS = jnp.broadcast_to(mask_WS[None], (B, W, cached * W))
-        logits_BWV, cache = step(tokens_BW, cache, t, mask_BWS)
-        forced_B1 = forced(prefix_BP, t, B)[:, None]
-        tokens_BW = jnp.where(forced_B1 != PAD, forced_B1, choose(logits_BWV, t))
+        logits_BWV, cache = step(tokens_BW, cache, t, mask_BWS, given.context)
+        forced_B1 = forced(given.prefix_BP, t, B)[:, None]
+        tokens_BW = jnp.where(forced_B1 != PAD, forced_B1, choose(logits_BWV, t, given))
         scores_BW = jnp.take_along_axis(logits_BWV, tokens_BW[..., None], axis=2)[..., 0]
         scores_BW += state.scores_BW - normaliser(logits_BWV)
         # PAD is chosen where no id that is allowed has any probability.
@@ -428,17 +371,19 @@ def walk(choose, step, init_cache, limit_B, length, W, prefix_BP, first):
         scores_BW = jnp.where(state.done, state.scores_BW, scores_BW)
         tokens_BW = jnp.where(state.done | dead_BW, PAD, tokens_BW)
         next_11T = jnp.arange(length + 1)[None, None] == t + 1
-        ends_BW = (tokens_BW == EOS) | (scores_BW == DEAD) | (t + 1 >= limit_B)[:, None]
+        ends_BW = (tokens_BW == EOS) | (scores_BW == DEAD) | (t + 1 >= given.limit_B)[:, None]
         written_BWT = jnp.where(next_11T, tokens_BW[..., None], state.written_BWT)
         return Rows(t + 1, state.done | ends_BW, written_BWT, scores_BW), cache
 
+    B = len(given.limit_B)
     start = Rows(
         t=jnp.int32(0),
-        done=jnp.broadcast_to((limit_B <= 0)[:, None], (B, W)),
+        done=jnp.broadcast_to((given.limit_B <= 0)[:, None], (B, W)),
         written_BWT=jnp.full((B, W, length + 1), PAD).at[..., 0].set(BOS),
         scores_BW=jnp.zeros((B, W)),
     )
-    end = grow(body, start, init_cache, W, length, first)
+    given = given._replace(limit_B=jnp.minimum(given.limit_B, length))
+    end = advance(body, start, given, init_cache, W, length, first, least)
     return hypotheses(end.written_BWT[..., 1:], end.scores_BW)
 
 
@@ -451,12 +396,16 @@ def score(logits_BTV, targets_BT, weights_BT):
 
 
 def ensemble(steps: Sequence[Step]) -> Step:
-    """One step that averages the probabilities of several; its cache is a tuple of theirs."""
+    """One step that averages the probabilities of several; its cache and its context are
+    tuples of theirs. Of one alone, its logits as they are."""
 
-    def step(tokens_BW, caches, t, mask_BWS):
-        outs = [s(tokens_BW, c, t, mask_BWS) for s, c in zip(steps, caches, strict=True)]
-        logp = [jax.nn.log_softmax(logits_BWV) for logits_BWV, _ in outs]
-        mean_BWV = functools.reduce(jnp.logaddexp, logp) - math.log(len(steps))
-        return mean_BWV, tuple(cache for _, cache in outs)
+    def step(tokens_BW, caches, t, mask_BWS, contexts):
+        parts = zip(steps, caches, contexts, strict=True)
+        outs = [s(tokens_BW, cache, t, mask_BWS, context) for s, cache, context in parts]
+        logits_BWV, caches = outs[0][0], tuple(cache for _, cache in outs)
+        if len(outs) > 1:
+            logp = [jax.nn.log_softmax(logits_BWV) for logits_BWV, _ in outs]
+            logits_BWV = functools.reduce(jnp.logaddexp, logp) - math.log(len(steps))
+        return logits_BWV, caches
 
     return step

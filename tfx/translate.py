@@ -28,6 +28,7 @@ from tfx.objectives import OBJECTIVES
 
 CHUNK = 2048  # lines that are sorted by length and searched together
 WORKERS = os.cpu_count() or 2
+LEAST = {"cpu": 8}  # rows that take a step as long as fewer do; 256 on accelerators
 SHORTEST = 16  # source lengths are padded to 16, 32, 64, ...: few programs to compile
 
 
@@ -152,10 +153,12 @@ class Run:
         number[: len(ids)] = numbers
         batch = {"source": source, "limit": limit, "number": number}
         params = (self.params, *(params for _, params in self.others))
+        # Rows that are spread over devices stay there.
+        least = LEAST.get(jax.default_backend(), 256) if self.mesh.size == 1 else len(source)
         # Two threads that meet a new shape at once must not both compile it.
         with jax.set_mesh(self.mesh), self._compiling[source.shape, how, longest]:
             rows = sharding.put_batch(batch, self.mesh)
-            found = self._searcher(params, rows, jax.random.key(seed), how, longest)
+            found = self._searcher(params, rows, jax.random.key(seed), how, longest, least)
         found = jax.device_get(found)
         return [self._texts(found, row) for row in range(len(ids))]
 
@@ -174,7 +177,7 @@ class Run:
     @functools.cached_property
     def _searcher(self):
         models = (self.model, *(model for model, _ in self.others))
-        return jax.jit(partial(_search, models), static_argnums=(3, 4))
+        return jax.jit(partial(_search, models), static_argnums=(3, 4, 5))
 
     @functools.cached_property
     def _scorer(self):
@@ -234,21 +237,15 @@ def _load_one(directory: Path, step: int | None, last: int, best: int = 0) -> Ru
     return Run(config, model, params, ids, steps[-1], mesh)
 
 
-def _search(models, params, rows, key, how: Decode, longest: int) -> decode.Hypotheses:
-    made = [_step(m, p, rows["source"]) for m, p in zip(models, params, strict=True)]
-    step, init_cache = made[0]
-    if len(made) > 1:
-        step = decode.ensemble([step for step, _ in made])
-        init_cache = lambda slots: tuple(cache(slots) for _, cache in made)
+def _search(models, params, rows, key, how: Decode, longest: int, least: int) -> decode.Hypotheses:
+    apply = [partial(m.apply, {"params": p}) for m, p in zip(models, params, strict=True)]
+    source_BS, limit_B = rows["source"], rows["limit"]
+    contexts = tuple(f({"source": source_BS}, method="start") for f in apply)
+    init_cache = lambda slots: tuple(m.init_cache(len(source_BS), slots) for m in models)
+    step = decode.ensemble([partial(f, method="step") for f in apply])
     keys_B = jax.vmap(partial(jax.random.fold_in, key))(rows["number"])
-    return decode.search(step, init_cache, rows["limit"], longest, how, keys_B=keys_B)
-
-
-def _step(model, params, source_BS):
-    """A model as a step function over a cache (see tfx/decode.py), for given sources."""
-    context = model.apply({"params": params}, {"source": source_BS}, method="start")
-    step = lambda *arguments: model.apply({"params": params}, *arguments, context, method="step")
-    return step, partial(model.init_cache, source_BS.shape[0])
+    model = (step, init_cache, contexts)
+    return decode.search(*model, limit_B, longest, how, keys_B=keys_B, least=least)
 
 
 def _score(model, params, batch):

@@ -1,0 +1,109 @@
+"""Given the logits of the next token: which ids, how probable? Exact, and fast on a CPU.
+
+B counts sentences, W rows of each, C chosen ones, N blocks of the vocabulary and K the ids
+of one block.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+PAD, EOS, BOS = 0, 1, 3
+BLOCK = 128  # ids a block of `best`: the lanes of a TPU register, near the optimum on a CPU
+DEAD = -jnp.inf  # the score of a row that holds no hypothesis
+
+
+def allowed(ids):
+    return (ids != PAD) & (ids != BOS)
+
+
+def best(logits_BWV, offsets_BW, count):
+    """The `count` best `logits + offsets` of each sentence, PAD and BOS left out.
+
+    Exact, ties included: what `lax.top_k` finds in the flat [B, W*V], where it takes six
+    times as long on a CPU. A block whose maximum is not among the `count` best maxima
+    holds none of the `count` best values, so only the chosen blocks are looked into.
+
+    Returns scores, beams and ids, [B, C] each, best first. NaN ranks as -inf.
+    """
+    B, W, V = logits_BWV.shape
+    N = -(-V // BLOCK)
+    without_nan = lambda x: jnp.where(jnp.isnan(x), DEAD, x)
+    maxima_BWN = maxima(logits_BWV)
+    # PAD and BOS are in the first block: masking that one spares a pass over all of V.
+    head_BWK = logits_BWV[..., :BLOCK]
+    head_BWK = jnp.where(allowed(jnp.arange(head_BWK.shape[-1]))[None, None], head_BWK, DEAD)
+    maxima_BWN = maxima_BWN.at[..., 0].set(head_BWK.max(-1)) + offsets_BW[..., None]
+    _, blocks_BC = top(without_nan(maxima_BWN).reshape(B, W * N), min(count, W * N))
+    beams_BC, blocks_BC = jnp.divmod(jnp.sort(blocks_BC), N)  # sorted: ties go by id, too
+    ids_BCK = blocks_BC[..., None] * BLOCK + jnp.arange(BLOCK)[None, None]
+    flat_BCK = beams_BC[..., None] * V + ids_BCK
+    values_BCK = pick(logits_BWV.reshape(B, -1), flat_BCK.reshape(B, -1)).reshape(ids_BCK.shape)
+    values_BCK = without_nan(values_BCK + pick(offsets_BW, beams_BC)[..., None])
+    values_BCK = jnp.where(allowed(ids_BCK) & (ids_BCK < V), values_BCK, DEAD)
+    scores_BC, places_BC = top(values_BCK.reshape(B, -1), count)
+    ids_BC = jnp.minimum(pick(ids_BCK.reshape(B, -1), places_BC), V - 1)
+    return scores_BC, pick(beams_BC, places_BC // BLOCK), ids_BC
+
+
+def maxima(logits_BWV):
+    """The largest logit of each block of the vocabulary, [B, W, N]; the last may be short."""
+    rest = -logits_BWV.shape[-1] % BLOCK
+    block, padding = (1, 1, BLOCK), ((0, 0), (0, 0), (0, rest))
+    return lax.reduce_window(logits_BWV, DEAD, lax.max, block, block, padding)
+
+
+def normaliser(logits_BWV):
+    """logsumexp over V; in a jit it shares the pass that finds the maxima with `best`."""
+    peak_BW = maxima(logits_BWV).max(-1)
+    return peak_BW + jnp.log(jnp.exp(logits_BWV - peak_BW[..., None]).sum(-1))
+
+
+def top(x, count):
+    """`lax.top_k`, kept whole: on a CPU, slicing its result would make XLA sort all of x."""
+    return lax.optimization_barrier(lax.top_k(x, count))
+
+
+def pick(x, places_BC):
+    """x[b, places[b, c]] for every b and c, whatever axes follow."""
+    places = places_BC.reshape(places_BC.shape + (1,) * (x.ndim - 2))
+    return jnp.take_along_axis(x, places, axis=1, mode="clip")
+
+
+def largest(p_BWV, weights_BWV, need_BW):
+    """True for the fewest p, from 1 downward, whose weights sum to `need`; all, if none do.
+
+    Floats that are not negative are ordered as their bits are, so bisecting the bits finds
+    the border exactly in 30 sums, where sorting V numbers costs far more.
+    """
+    bits_BWV = lax.bitcast_convert_type(p_BWV, jnp.int32)
+
+    def halve(_, bounds):
+        low_BW, high_BW = bounds
+        middle_BW = (low_BW + high_BW) // 2
+        weight_BW = jnp.where(bits_BWV >= middle_BW[..., None], weights_BWV, 0).sum(-1)
+        enough_BW = weight_BW >= need_BW
+        return jnp.where(enough_BW, middle_BW, low_BW), jnp.where(enough_BW, high_BW, middle_BW)
+
+    low_BW = jnp.zeros(p_BWV.shape[:2], jnp.int32)
+    above_1 = lax.bitcast_convert_type(jnp.float32(1), jnp.int32) + 1
+    low_BW, _ = lax.fori_loop(0, 30, halve, (low_BW, low_BW + above_1))
+    return bits_BWV >= low_BW[..., None]
+
+
+def draw(key, p_WV):
+    """W ids with probability proportional to p: first a block of ids, then one id in it.
+
+    Exact, with N + K random numbers a row where V would be needed otherwise; each choice
+    is the largest log p + Gumbel noise.
+    """
+    V = p_WV.shape[-1]
+    padding = ((0, 0), (0, -V % BLOCK))
+    sums_WN = lax.reduce_window(p_WV, 0.0, lax.add, (1, BLOCK), (1, BLOCK), padding)
+    N = sums_WN.shape[1]
+    noise_WC = jax.random.gumbel(key, (len(p_WV), N + BLOCK))
+    block_W1 = (jnp.log(sums_WN) + noise_WC[:, :N]).argmax(1, keepdims=True)
+    ids_WK = block_W1 * BLOCK + jnp.arange(BLOCK)[None]
+    p_WK = jnp.take_along_axis(p_WV, ids_WK, axis=1, mode="fill", fill_value=0)
+    place_W1 = (jnp.log(p_WK) + noise_WC[:, N:]).argmax(1, keepdims=True)
+    return jnp.minimum(pick(ids_WK, place_W1)[:, 0], V - 1)
