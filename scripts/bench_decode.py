@@ -25,7 +25,7 @@ import numpy as np
 from interleave import Contender, fastest, interleave, ratio, serve, table, variants
 
 import tfx
-from tfx import config
+from tfx import config, hosts
 from tfx.data import text
 from tfx.objectives.seq2seq import EOS
 
@@ -62,7 +62,7 @@ def marian_arrays(params) -> dict[str, np.ndarray]:
 
 
 def search(args, beam: int) -> dict:
-    """The fields of `tfx.config.Decode` that make the three search alike."""
+    """The fields of `tfx.schema.Decode` that make the three search alike."""
     method = "beam" if beam > 1 else "greedy"
     return dict(method=method, beam=beam, alpha=args.alpha, penalty="length", stop="full")
 
@@ -73,6 +73,7 @@ def read_lines(args) -> list[str]:
 
 def tfx_worker(args):
     """A round translates all lines."""
+    hosts.keep_memory()
     run, lines = tfx.load(args.workdir), read_lines(args)
     work = lambda: {"hypotheses": run.translate(lines, **search(args, args.worker))}
     work()

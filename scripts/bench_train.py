@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from interleave import Contender, fastest, interleave, ratio, serve, table, variants
 
-from tfx import assemble, config, models, optim, sharding, train
+from tfx import assemble, config, hosts, models, optim, sharding, train
 
 SIZES = {"S": dict(width=128, depth=4, heads=4, mlp=256), "B": {}}
 PEERS = {"marian": "HF Marian", "torch": "torch.nn.Transformer"}
@@ -76,6 +76,7 @@ def count(path: Path) -> dict[str, int]:
 
 def tfx_worker(path: str):
     """A round is one step on each batch of a file."""
+    hosts.keep_memory()
     file = np.load(path)
     c = config.from_json(str(file["config"]))
     vocab = int(file["vocab"])

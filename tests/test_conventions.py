@@ -18,7 +18,7 @@ MODULES = {
 LAYERS = [
     ["nn", "decode", "choose", "sharding", "metrics", "data"],
     ["models", "objectives"],
-    ["config", "checkpoint", "state", "optim", "hosts", "assemble", "workdir"],
+    ["config", "schema", "checkpoint", "state", "optim", "hosts", "flops", "assemble", "workdir"],
     ["train", "evaluate", "translate"],
     ["lab"],
     ["main", ""],

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tfx import config, decode
+from tfx import decode
 from tfx.choose import BOS, EOS, PAD
+from tfx.schema import Decode
 
 NONE = -np.inf
 # What these tests cost is compiling: few functions, many inputs, no optimisation.
@@ -514,15 +515,15 @@ def test_an_ensemble_averages_probabilities():
 @pytest.mark.parametrize(
     ("how", "name", "args", "options"),
     [
-        (config.Decode(method="greedy"), "greedy", "", {}),
+        (Decode(method="greedy"), "greedy", "", {}),
         (
-            config.Decode(beam=3, alpha=1.0, penalty="length", stop="full"),
+            Decode(beam=3, alpha=1.0, penalty="length", stop="full"),
             "beam_search",
             "",
             dict(beam=3, alpha=1.0, penalty="length", stop="full"),
         ),
         (
-            config.Decode(method="sample", beam=2, temperature=0.5, top_k=5, top_p=0.9),
+            Decode(method="sample", beam=2, temperature=0.5, top_k=5, top_p=0.9),
             "sample",
             "k",
             dict(samples=2, temperature=0.5, top_k=5, top_p=0.9),

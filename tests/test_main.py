@@ -12,9 +12,10 @@ import pytest
 import tfx
 from tfx import main as command_line
 from tfx import translate, workdir
-from tfx.config import Decode, defaults, freeze
+from tfx.config import defaults, freeze
 from tfx.hosts import Stopped
 from tfx.main import VERBS, main
+from tfx.schema import Decode
 
 TINY = "--config=quickstart:tiny"
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from tfx import optim
-from tfx.config import Optim
+from tfx.schema import Optim
 
 FIXTURE = np.load(Path(__file__).parent / "fixtures/numerics.npz")
 CONSTANT = Optim(lr=0.01, schedule="constant", warmup=0)

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from tfx import checkpoint, hosts, metrics, sharding
 from tfx import train as training
-from tfx.config import Mesh
+from tfx.schema import Mesh
 from tfx.train import train
 
 

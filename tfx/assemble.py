@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from tfx import models
-from tfx.config import Config
 from tfx.data import pipeline, sources, tokenizer
 from tfx.objectives import OBJECTIVES
+from tfx.schema import Config
 
 
 def silent(line: str) -> None:

@@ -1,10 +1,9 @@
-"""What a run is made of: frozen dataclasses inside, an ml_collections dict at the edge.
+"""From a config file to what a run is made of: an ml_collections dict at the edge, the frozen
+dataclasses of tfx/schema.py inside.
 
 A config file is plain Python: `get_config(arg)` starts from `defaults(...)`, changes
 values, and returns the dict. Overrides (`--config.optim.lr=1e-3`) change it further;
-`freeze` then turns it into the dataclasses below, checking every type, choice and
-bound. Bounds are written in the annotation, as a condition on `x`, and are quoted in
-the error.
+`freeze` then checks every type, choice and bound.
 """
 
 import dataclasses
@@ -14,8 +13,7 @@ import json
 import math
 import re
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
 from operator import ge, gt, le, lt, ne
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -23,149 +21,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-Count = Annotated[int, "x >= 0"]
-Positive = Annotated[int, "x >= 1"]
-Rate = Annotated[float, "0 <= x < 1"]
-Schedule = Literal["noam", "rsqrt", "linear", "cosine", "constant"]
-Axis = Annotated[int, "x >= -1", "x != 0"]
-
-
-@dataclass(frozen=True)
-class Data:
-    """Where examples come from."""
-
-    source: str = "synthetic"  # synthetic | files | tfds:NAME
-    train: str = "train"  # files: "a.en,a.de"; more corpora after a space; TFDS: a split
-    valid: str = "valid"
-    test: str = "test"
-    fields: str = ""  # JSONL keys, TSV columns (from 1) or TFDS features: "en,de"
-    max_length: Positive = 256  # tokens a side, EOS included; longer pairs: dropped, counted
-
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """How text becomes ids. Trained on first use, kept in the workdir."""
-
-    kind: Literal["bpe", "unigram", "bytes"] = "bpe"
-    vocab: Positive = 8000  # pieces, the four special ones included; bytes: ignored
-    joint: bool = True  # one vocabulary for both sides
-    sampling: Rate = 0.0  # BPE-dropout probability, or the unigram model's alpha
-    lowercase: bool = False
-    path: str = ""  # a SentencePiece model to use instead of training one
-
-
-@dataclass(frozen=True)
-class Batch:
-    """How examples become arrays of few static shapes."""
-
-    tokens: Positive = 4096  # padded tokens a side, per step, over all devices
-    kind: Literal["bucket", "pack"] = "bucket"
-    shapes: Positive = 5  # bucket: static shapes at most; pack: always one
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is minimised."""
-
-    name: str = "seq2seq"
-    label_smoothing: Rate = 0.1
-    smoothing: Literal["uniform", "tensor2tensor"] = "uniform"
-    z_loss: Annotated[float, "x >= 0"] = 0.0
-
-
-@dataclass(frozen=True)
-class Optim:
-    """How parameters move. `name` is any optimiser of optax."""
-
-    name: str = "adam"
-    lr: Annotated[float, "x > 0"] = 1.0  # noam: the factor; others: the peak
-    schedule: Schedule = "noam"
-    warmup: Count = 4000
-    b1: Rate = 0.9
-    b2: Rate = 0.98
-    eps: Annotated[float, "x > 0"] = 1e-9
-    weight_decay: Annotated[float, "x >= 0"] = 0.0  # matrices only
-    clip: Annotated[float, "x >= 0"] = 0.0  # global norm; 0: off
-    ema: Rate = 0.0  # decay of the moving average of parameters; 0: off
-
-
-@dataclass(frozen=True)
-class Train:
-    """How long, how precise, how often something is said."""
-
-    steps: Positive = 100_000
-    accum: Positive = 1  # micro-batches a step; batch.tokens is divided among them
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of compute; parameters stay float32
-    log_every: Positive = 100
-
-
-@dataclass(frozen=True)
-class Eval:
-    """Validation while training."""
-
-    every: Count = 1000  # steps between validation losses; 0: never
-    bleu_every: Count = 0  # steps between validation BLEU; 0: never
-    sentences: Count = 0  # for BLEU: the first so many of the split; 0: all
-    monitor: Literal["loss", "bleu"] = "loss"  # what "best" and patience look at
-    patience: Count = 0  # evaluations without a gain before stopping; 0: off
-    tokenize: Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "none"] = "13a"  # BLEU
-    tokenized: bool = False  # the text comes tokenised: bleu_tok_lc splits at spaces alone
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What is kept. The three rules add up."""
-
-    every: Positive = 1000
-    keep_last: Positive = 3
-    keep_best: Count = 1
-    keep_every: Count = 0  # steps; 0: none kept for good
-
-
-@dataclass(frozen=True)
-class Decode:
-    """How translations are searched for."""
-
-    method: Literal["beam", "greedy", "sample"] = "beam"
-    beam: Positive = 4  # beams, or samples a sentence
-    alpha: Annotated[float, "x >= 0"] = 0.6
-    penalty: Literal["gnmt", "length"] = "gnmt"  # ((5+n)/6)^alpha | n^alpha
-    stop: Literal["exact", "full"] = "exact"  # full: once `beam` hypotheses have ended
-    extra: Count = 50  # longest output = source length + extra
-    temperature: Annotated[float, "x > 0"] = 1.0
-    top_k: Count = 0  # 0: off
-    top_p: Annotated[float, "0 < x <= 1"] = 1.0
-    tokens: Positive = 2048  # source tokens a batch
-
-
-@dataclass(frozen=True)
-class Mesh:
-    """Devices along each mesh axis; -1: all that remain."""
-
-    data: Axis = -1
-    fsdp: Axis = 1
-    tensor: Axis = 1
-    sequence: Axis = 1
-
-
-@dataclass(frozen=True)
-class Config:
-    """One run. `model` is the Config of a file in tfx/models, chosen by `model.name`."""
-
-    model: Any
-    seed: Count = 0
-    init_from: str = ""  # a workdir whose parameters to start from
-    data: Data = field(default_factory=Data)
-    tokenizer: Tokenizer = field(default_factory=Tokenizer)
-    batch: Batch = field(default_factory=Batch)
-    objective: Objective = field(default_factory=Objective)
-    optim: Optim = field(default_factory=Optim)
-    train: Train = field(default_factory=Train)
-    eval: Eval = field(default_factory=Eval)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    decode: Decode = field(default_factory=Decode)
-    mesh: Mesh = field(default_factory=Mesh)
-
+from tfx.schema import MESHES, Config, misfits
 
 # --------------------------------------------------------- from a file to a dict
 
@@ -270,6 +126,7 @@ def _explain(error: Exception, path: Path) -> str:
 def override(config: ConfigDict, arguments: Sequence[str]) -> dict[str, Any]:
     """Apply `--config.KEY=VALUE` arguments, in place; returns {key: value} of what was set."""
     known = flatten(config)
+    arguments = [each for argument in arguments for each in _of_preset(argument)]
     for argument in arguments:
         name, equals, value = argument.partition("=")
         key = name.partition(".")[2]
@@ -290,6 +147,26 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> dict[str, Any]:
     return config_flags.get_override_values(values["config"])
 
 
+def _of_preset(argument: str) -> list[str]:
+    """`--config.mesh=NAME` as the four overrides that it stands for; all else as it is."""
+    name, _, value = argument.partition("=")
+    if name.partition(".")[2] != "mesh":
+        return [argument]
+    if value not in MESHES:
+        hint = did_you_mean(value, MESHES) or f"; choose from {', '.join(MESHES)}"
+        raise ValueError(f'mesh = "{value}": no such preset{hint}')
+    return [f"{name}.{axis}={size}" for axis, size in MESHES[value].items()]
+
+
+def of_hardware(config: ConfigDict, kind: str) -> list[str]:
+    """The overrides that `config.hardware` wants for a kind of device, such as "TPU v4"."""
+    for rule in filter(str.strip, config.hardware.split(";")):
+        pattern, _, wanted = rule.partition(":")
+        if re.search(pattern.strip(), kind):
+            return [f"--config.{each}" for each in wanted.split()]
+    return []
+
+
 # --------------------------------------------------- from a dict to dataclasses
 
 
@@ -307,7 +184,12 @@ def freeze(config: Mapping[str, Any]) -> Config:
         raise ValueError(_no_such_key(key, known))
     frozen = _build(Config, {"model": family.Config}, given, "")
     family.check(frozen.model)
-    for misfit in _misfits(frozen):
+    from tfx.objectives import OBJECTIVES
+
+    if frozen.objective.name not in OBJECTIVES:
+        choices = ", ".join(OBJECTIVES)
+        raise ValueError(f'objective.name = "{frozen.objective.name}": choose from {choices}')
+    for misfit in misfits(frozen):
         raise ValueError(misfit)
     return frozen
 
@@ -395,41 +277,14 @@ def _holds(bound: str, x: float) -> bool:
     return all(_COMPARE[sign](left, right) for left, sign, right in pairs)
 
 
-def _misfits(c: Config) -> Iterator[str]:
-    """What is wrong with values that are fine one by one."""
-    from tfx.objectives import OBJECTIVES
-
-    evaluates = c.eval.every or c.eval.bleu_every
-    positions = getattr(c.model, "max_length", c.data.max_length)
-    if c.objective.name not in OBJECTIVES:
-        yield f'objective.name = "{c.objective.name}": choose from {", ".join(OBJECTIVES)}'
-    if not re.fullmatch(r"synthetic|files|tfds:.+", c.data.source):
-        yield f'data.source = "{c.data.source}": choose from synthetic, files, tfds:NAME'
-    if not c.data.train:
-        yield 'data.train = "": say what to train on'
-    if evaluates and not c.data.valid:
-        yield 'data.valid = "": say what to evaluate on, or set eval.every and eval.bleu_every to 0'
-    if c.eval.patience and not evaluates:
-        yield f"eval.patience = {c.eval.patience}: needs eval.every or eval.bleu_every above 0"
-    if c.eval.monitor == "bleu" and not c.eval.bleu_every:
-        yield "eval.monitor = bleu: needs eval.bleu_every above 0"
-    if c.data.max_length > positions:
-        yield f"data.max_length = {c.data.max_length}: model.max_length allows only {positions}"
-    if c.tokenizer.kind == "bytes" and c.tokenizer.sampling:
-        yield f"tokenizer.sampling = {c.tokenizer.sampling}: bytes have one spelling; set 0"
-    if not c.tokenizer.joint and getattr(c.model, "tie", "") == "all":
-        yield "model.tie = all: set tokenizer.joint = true (one vocabulary), or tie = decoder"
-    if c.optim.schedule in ("linear", "cosine") and c.optim.warmup >= c.train.steps:
-        yield f"optim.warmup = {c.optim.warmup}: want less than train.steps = {c.train.steps}"
-
-
 # ------------------------------------------------------------------- comparing
 
 # What may change while a run goes on: how long, what is measured and how often, how
 # translations are searched for, and over which devices.
 MAY_CHANGE = (
     *("train.steps", "train.log_every", "data.valid", "data.test"),
-    *("eval.", "checkpoint.", "decode.", "mesh."),
+    *("eval.", "checkpoint.", "decode.", "mesh.", "hardware", "model.scan", "model.remat"),
+    "model.kernel",
 )
 
 

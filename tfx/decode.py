@@ -60,7 +60,7 @@ class Hypotheses(NamedTuple):
 def search(
     step, init_cache, context, limit_B, length, how, *, prefix_BP=None, keys_B=None, least=1
 ) -> Hypotheses:
-    """Decodes as `how` says, an object with the fields of `tfx.config.Decode`.
+    """Decodes as `how` says, an object with the fields of `tfx.schema.Decode`.
 
     PAD and BOS are never chosen; their probability is not given to others, so that the
     score of a hypothesis is what `score` says of the same tokens. Where the logits are NaN

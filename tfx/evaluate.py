@@ -85,7 +85,7 @@ def evaluate(
 
     Args:
       average: translate with the mean of the last so many checkpoints.
-      settings: fields of `tfx.config.Decode` to change.
+      settings: fields of `tfx.schema.Decode` to change.
     """
     directory, began = Path(directory), time.time()
     config = workdir.read_config(directory)

@@ -20,6 +20,7 @@ from absl import flags
 
 import tfx
 from tfx import config as configs
+from tfx import schema
 from tfx.data import text
 from tfx.workdir import check, find, progress, read_config, read_overrides
 
@@ -254,7 +255,7 @@ def list_(workdir: Annotated[str, "DIR", "list the runs in this directory instea
     for name, family in MODELS.items():
         print(f"  {name:16}{', '.join(family.SIZES)}")
     print(f"objectives (objective.name)\n  {', '.join(OBJECTIVES)}")
-    print(f"schedules (optim.schedule)\n  {', '.join(get_args(configs.Schedule))}")
+    print(f"schedules (optim.schedule)\n  {', '.join(get_args(schema.Schedule))}")
     print("data sources (data.source)\n  synthetic, files, tfds:NAME")
 
 
@@ -365,7 +366,7 @@ def _configure(spec: str, overrides: list[str]) -> tuple[configs.Config, dict[st
     return configs.freeze(chosen), changed
 
 
-def _decode(workdir: str, overrides: list[str]) -> configs.Decode:
+def _decode(workdir: str, overrides: list[str]) -> schema.Decode:
     """How the run in a workdir searches, with overrides of just that."""
     chosen = configs.thaw(read_config(workdir))
     for key in configs.override(chosen, overrides):

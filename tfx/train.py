@@ -22,9 +22,9 @@ from flax import linen as nn
 from rich.table import Table
 
 from tfx import assemble, checkpoint, evaluate, hosts, metrics, optim, sharding, translate, workdir
-from tfx.config import Config
 from tfx.data import pipeline
 from tfx.objectives import OBJECTIVES
+from tfx.schema import Config
 from tfx.state import TrainState
 
 

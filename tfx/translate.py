@@ -21,10 +21,10 @@ import numpy as np
 from flax import linen as nn
 
 from tfx import assemble, checkpoint, decode, sharding, workdir
-from tfx.config import Config, Decode
 from tfx.data import tokenizer as tokenizers
 from tfx.data.tokenizer import Tokenizer
 from tfx.objectives import OBJECTIVES
+from tfx.schema import Config, Decode
 
 CHUNK = 2048  # lines that are sorted by length and searched together
 WORKERS = os.cpu_count() or 2
@@ -60,7 +60,7 @@ class Run:
         """The best translation of each line, in order; an empty line stays empty.
 
         Args:
-          settings: fields of `tfx.config.Decode` to change, such as beam=8.
+          settings: fields of `tfx.schema.Decode` to change, such as beam=8.
         """
         how = dataclasses.replace(self.config.decode, **settings)
         return [found[0].text for found in self.search(lines, how)]

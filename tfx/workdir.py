@@ -19,7 +19,7 @@ from typing import Any
 
 import tfx
 from tfx import config as configs
-from tfx.config import Config
+from tfx.schema import Config
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
 

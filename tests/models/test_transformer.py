@@ -13,9 +13,9 @@ import pytest
 from flax import linen as nn
 
 from tfx import models, optim
-from tfx.config import Optim
 from tfx.models.transformer import SIZES, Config, Transformer, check
 from tfx.nn.losses import cross_entropy
+from tfx.schema import Optim
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 RANDOM = np.random.default_rng(0)
