@@ -1,5 +1,6 @@
 """The program is written for one big device: cut up, it computes the same."""
 
+import dataclasses
 import functools
 
 import jax
@@ -53,6 +54,49 @@ def test_a_mesh_that_would_not_is_refused_in_one_line(sizes, message):
     with pytest.raises(ValueError, match=message) as error:
         sharding.make_mesh(**sizes)
     assert "\n" not in str(error.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device as `mesh_utils` sees one."""
+
+    id: int
+    slice_index: int
+    process_index: int
+    platform: str = "gpu"
+    device_kind: str = "imagined"
+
+
+def test_data_alone_runs_across_slices_and_nodes():
+    slices = [Chip(i, i // 4, 0, "other") for i in range(16)]  # 4 slices of 4
+    arranged = sharding.arrange(slices, [8, 1, 2, 1])
+    assert arranged.shape == (8, 1, 2, 1) and len({*arranged.flat}) == 16
+    for row in range(8):
+        assert {d.slice_index for d in arranged[row].flat} == {row // 2}
+    nodes = [Chip(i, 0, i // 8) for i in range(16)]  # 2 nodes of 8 GPUs
+    arranged = sharding.arrange(nodes, [2, 8, 1, 1])
+    assert all({d.process_index for d in arranged[n].flat} == {n} for n in range(2))
+    with pytest.raises(sharding.Misfit, match=r"data=1\): .* in 2 slices .* a multiple of 2"):
+        sharding.arrange(nodes, [1, 16, 1, 1])
+
+
+def test_all_that_the_mesh_does_not_divide_is_told_at_once():
+    model = Transformer(Config(width=12, depth=1, heads=3, mlp=32, vocab=50, source_vocab=50))
+    ids = jnp.zeros((1, 2), int)
+    boxed = jax.eval_shape(model.init, KEY, {"source": ids, "target_in": ids})
+    sharding.check(boxed, [16, 20], sharding.make_mesh(data=8))
+    sharding.check(boxed, [16, 20], sharding.make_mesh(data=2, fsdp=2, sequence=2))
+    with pytest.raises(sharding.Misfit) as error:
+        mesh = sharding.make_mesh(data=1, fsdp=1, tensor=4, sequence=2)
+        sharding.check(boxed, [16, 21], mesh)
+    first, _, *lines = str(error.value).split("\n")
+    assert first == "mesh(data=1, fsdp=1, tensor=4, sequence=2) does not divide these:"
+    found = [" ".join(line.split()) for line in lines]
+    assert found == [
+        "a length of 21 mesh.sequence=2 20 or 22 1",
+        "heads 3 mesh.tensor=4 4 1",
+        "vocabulary 50 mesh.tensor=4 48 or 52 1 or 2",
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -418,6 +418,9 @@ def _about_input(error: Exception) -> bool:
 def _line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
+    rows = str(error).splitlines()[1:]
+    if rows and all(row.startswith("  ") for row in rows):
+        return str(error)  # a table: several things at once
     return " ".join(str(error).split())
 
 

@@ -29,32 +29,98 @@ ACTIVATIONS = {
 }
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1) -> Mesh:
-    """A mesh over all devices, with axes `AXES`; one size may be -1: what remains.
+class Misfit(ValueError):
+    """Sizes that the mesh cannot cut: one line each, with the nearest that would do."""
+
+
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, devices=None
+) -> Mesh:
+    """A mesh with axes `AXES` over all devices; one size may be -1: what remains.
+
+    Args:
+      devices: default `jax.devices()`.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices (jax itself would
-        silently leave devices idle).
+      Misfit: the sizes do not multiply to the number of devices (jax itself would silently
+        leave devices idle).
     """
-    sizes, count = [data, fsdp, tensor, sequence], jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    sizes, count = [data, fsdp, tensor, sequence], len(devices)
     shown = ", ".join(f"{a}={s}" for a, s in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
-        raise ValueError(
-            f"mesh({shown}): sizes are at least 1, and one of them may be -1 (the rest)"
-        )
+        raise Misfit(f"mesh({shown}): sizes are at least 1, and one of them may be -1 (the rest)")
     known = math.prod(s for s in sizes if s != -1)
     sizes = [count // known if s == -1 else s for s in sizes]
     if math.prod(sizes) != count:
-        raise ValueError(
+        raise Misfit(
             f"mesh({shown}) does not cover the {count} devices: its sizes multiply to "
             f"{math.prod(sizes)}; set one of them to -1"
         )
-    if len({d.slice_index for d in jax.devices() if hasattr(d, "slice_index")}) > 1:
-        slices = len({d.slice_index for d in jax.devices()})
-        inner = [sizes[0] // slices, *sizes[1:]]
-        devices = mesh_utils.create_hybrid_device_mesh(inner, [slices, 1, 1, 1])
-        return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return jax.make_mesh(tuple(sizes), AXES, (AxisType.Auto,) * len(AXES))
+    return Mesh(arrange(devices, sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def arrange(devices, sizes) -> np.ndarray:
+    """Devices in the shape of a mesh, those that talk most next to each other.
+
+    Within a slice, or a GPU node, links are fast; between them slow. Where there are several,
+    data parallelism alone goes across, for its one sum of gradients a step is the least talk.
+    """
+    slices = {getattr(d, "slice_index", 0) for d in devices}
+    nodes = {d.process_index for d in devices} if devices[0].platform == "gpu" else {0}
+    granules = max(len(slices), len(nodes))
+    if granules == 1:
+        return mesh_utils.create_device_mesh(sizes, devices)
+    if sizes[0] % granules:
+        raise Misfit(
+            f"mesh(data={sizes[0]}): the {len(devices)} devices are in {granules} slices or nodes, "
+            f"and data runs across them; set mesh.data to a multiple of {granules}"
+        )
+    within, across = [sizes[0] // granules, *sizes[1:]], [granules, 1, 1, 1]
+    by_process = len(slices) == 1
+    return mesh_utils.create_hybrid_device_mesh(
+        within, across, devices, process_is_granule=by_process
+    )
+
+
+CALLED = {"D": "model width", "F": "mlp width", "H": "heads", "V": "vocabulary"}
+
+
+def check(boxed_shapes, lengths, mesh: Mesh) -> None:
+    """Refuse, before anything is compiled, all that the mesh does not divide.
+
+    Args:
+      boxed_shapes: parameters with their axis letters, as for `of_parameters`.
+      lengths: of the texts in a batch, padding counted.
+
+    Raises:
+      Misfit: one line for each size, with the nearest ones that would do.
+    """
+    cuts = [(f"a length of {n}", "sequence", n) for n in sorted({*lengths})]
+    for leaf in jax.tree.leaves(boxed_shapes, is_leaf=lambda x: isinstance(x, nn.Partitioned)):
+        if isinstance(leaf, nn.Partitioned):
+            cuts += [
+                (f"{CALLED[letter]} {size}", PARAMETERS[letter], size)
+                for letter, size in zip(leaf.names, leaf.value.shape, strict=True)
+                if letter in PARAMETERS
+            ]
+    lines = []
+    for what, axis, size in sorted({*cuts}):
+        parts = mesh.shape[axis]
+        if size % parts:
+            below, above = size // parts * parts, -(-size // parts) * parts
+            fits = [n for n in range(1, mesh.size + 1) if size % n == 0 and mesh.size % n == 0]
+            near = sorted(sorted(fits, key=lambda n: abs(n - parts))[:2])
+            sizes = " or ".join(str(n) for n in (below, above) if n)
+            lines.append(
+                f"{what:20} mesh.{axis}={parts:<4} {sizes:24} {' or '.join(map(str, near))}"
+            )
+    if lines:
+        shown = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+        head = (
+            f"{'cannot be cut':20} {'by':{len('mesh.=') + 12}} {'sizes that can':24} cuts that fit"
+        )
+        raise Misfit("\n  ".join([f"mesh({shown}) does not divide these:", head, *lines]))
 
 
 def constrain(x: jax.Array, axes: str) -> jax.Array:
