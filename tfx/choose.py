@@ -60,8 +60,13 @@ def normaliser(logits_BWV):
 
 
 def top(x, count):
-    """`lax.top_k`, kept whole: on a CPU, slicing its result would make XLA sort all of x."""
-    return lax.optimization_barrier(lax.top_k(x, count))
+    """`lax.top_k`, kept whole: on a CPU, slicing its result would make XLA sort all of x.
+
+    A barrier for each of its two results: one around both makes XLA's compilers for GPUs and
+    for several CPU devices abort, where they rewrite top-k.
+    """
+    values, places = lax.top_k(x, count)
+    return lax.optimization_barrier(values), lax.optimization_barrier(places)
 
 
 def pick(x, places_BC):

@@ -76,7 +76,9 @@ class Embed(nn.Module):
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
         """Vectors [B, T, D] of ids [B, T]."""
-        x_BTD = jnp.take(self.embedding, ids_BT, axis=0) * self.scale
+        # Whole vectors first: looked up in pieces, they would have to be sent around twice.
+        table_VD = constrain(self.embedding, "VD")
+        x_BTD = jnp.take(table_VD, ids_BT, axis=0) * self.scale
         return constrain(x_BTD.astype(self.dtype), "BTD")
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
