@@ -24,6 +24,7 @@ def get_config(arg: str = ""):
     c.data.update(source="files", train=train, valid=valid, test=test)
     c.tokenizer.vocab = 32_000
     c.batch.tokens = 25_000
+    c.hardware = "TPU|A100|H100|H200|B200: train.dtype=bfloat16"
     c.objective.update(label_smoothing=0.1, smoothing="tensor2tensor")
     c.optim.update(lr=1.0, schedule="noam", warmup=4000, b1=0.9, b2=0.98, eps=1e-9)
     c.train.steps = {"base": 100_000, "big": 300_000}[size]

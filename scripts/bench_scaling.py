@@ -120,7 +120,10 @@ def draw(told: dict, path: Path) -> None:
         left.plot(x, [r["milliseconds"] for r in rows.values()], "o-", label=name)
         right.plot(x, [r["MiB a device"] for r in rows.values()], "o-", label=name)
     for axes, title in ((left, "milliseconds a step"), (right, "MiB a device")):
-        axes.set(xscale="log", yscale="log", xlabel="times the first value", title=title)
+        axes.set(xlabel="times the first value", title=title)
+        for axis, set_scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+            set_scale("log", base=2)
+            axis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3)
         axes.legend()
     figure.tight_layout()

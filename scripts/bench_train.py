@@ -8,7 +8,11 @@ tokens that are not padding. The peers run under `--peer-python`, an interpreter
 and transformers, each in the fastest of its settings (one or two threads, OpenMP waiting as
 it likes or passively); see peers.py and interleave.py. More rows say what tfx makes of other
 ways to batch the same text: packed, and padded to fixed lengths as flax's WMT example does.
-Model S is Multi30k's Transformer-Tiny, model B the base model.
+Model S is Multi30k's Transformer-Tiny, model B the base model, big the paper's big one.
+
+--gpu compares on a GPU: bfloat16 (autocast there), no dropout on attention weights so that both
+sides may use a fused kernel, peers eager and compiled. Model TFLOP/s are by tfx/flops.py,
+padding counted; over the GPU's peak they are its MFU.
 """
 
 import argparse
@@ -23,15 +27,20 @@ import jax
 import numpy as np
 from interleave import Contender, fastest, interleave, ratio, serve, table, variants
 
-from tfx import assemble, config, hosts, models, optim, sharding, train
+from tfx import assemble, config, flops, hosts, models, optim, sharding, train
 
-SIZES = {"S": dict(width=128, depth=4, heads=4, mlp=256), "B": {}}
+SIZES = {
+    "S": dict(width=128, depth=4, heads=4, mlp=256),
+    "B": {},
+    "big": dict(width=1024, heads=16, mlp=4096),
+}
 PEERS = {"marian": "HF Marian", "torch": "torch.nn.Transformer"}
 
 
 def settings(args) -> config.Config:
     c = config.defaults("transformer", "base")
-    c.model.update(SIZES[args.model], dropout=0.1, attention_dropout=0.1)
+    c.model.update(SIZES[args.model], dropout=0.1, attention_dropout=0.0 if args.gpu else 0.1)
+    c.train.dtype = "bfloat16" if args.gpu else "float32"
     files = f"{args.data}/{{0}}.en.gz,{args.data}/{{0}}.de.gz"
     c.data.update(source="files", train=files.format("train"), valid=files.format("val"))
     c.tokenizer.vocab = args.vocab
@@ -66,12 +75,19 @@ def write_batches(args, folder: Path) -> dict[str, Path]:
 
 
 def count(path: Path) -> dict[str, int]:
-    """Tokens of both sides in a file of batches, and the positions that they lie in."""
+    """Tokens of both sides in a file of batches, the positions that they lie in, and the FLOPs
+    of a step on each."""
     file = np.load(path)
     names = ("source", "target_out")
     sides = {name: [file[k] for k in file if k.endswith(f"/{name}")] for name in names}
     tokens = {name: sum(int((x > 0).sum()) for x in arrays) for name, arrays in sides.items()}
-    return tokens | {"positions": sum(x.size for arrays in sides.values() for x in arrays)}
+    c = config.from_json(str(file["config"]))
+    model = dataclasses.replace(c.model, vocab=int(file["vocab"]))
+    shapes = [(*x.shape, y.shape[1]) for x, y in zip(*sides.values(), strict=True)]
+    return tokens | {
+        "positions": sum(x.size for arrays in sides.values() for x in arrays),
+        "flops": sum(flops.training(model, shape) for shape in shapes),
+    }
 
 
 def tfx_worker(path: str):
@@ -117,8 +133,10 @@ def contend(args, paths: dict[str, Path]) -> dict[str, Contender]:
     peers = [str(args.peer_python), str(Path(__file__).with_name("peers.py")), "train"]
     for system, name in PEERS.items() if args.peer_python else ():
         command = [*peers, str(paths["buckets"]), f"--system={system}"]
-        settings = variants(name, command, amounts["buckets"], threads=(1, 2))
-        contenders[system] = fastest(settings)
+        if args.gpu:
+            command += ["--device=cuda", "--bf16"]
+        choices = dict(compile=(0, 1)) if args.gpu else dict(threads=(1, 2))
+        contenders[system] = fastest(variants(name, command, amounts["buckets"], **choices))
     interleave(list(contenders.values()), args.rounds)
     return contenders
 
@@ -138,6 +156,7 @@ def show(args, paths: dict[str, Path], contenders: dict[str, Contender]) -> list
                 "both sides": f"{median(rates) * both / tokens['target_out']:,.0f}",
                 "a CPU second": f"{median(contender.rates('cpu_seconds')):,.0f}",
                 "no padding": f"{both / tokens['positions']:.0%}",
+                "model TFLOP/s": f"{median(rates) / contender.count * tokens['flops'] / 1e12:.3g}",
                 f"times {contenders[best].name}": f"{ratio(contender, contenders[best]):.2f}",
             }
         )
@@ -150,6 +169,7 @@ def main():
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--model", choices=SIZES, default="S")
     parser.add_argument("--data", default="data/multi30k", help="folder of train.{en,de}.gz")
+    parser.add_argument("--gpu", action="store_true", help="bfloat16 on a GPU")
     parser.add_argument("--vocab", type=int, default=10_000)
     parser.add_argument("--tokens", type=int, default=4096, help="padded tokens a side and batch")
     parser.add_argument("--fixed", type=int, nargs="*", default=[64, 256], help="fixed lengths")

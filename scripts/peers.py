@@ -108,14 +108,19 @@ def torch_transformer(c):
 
 
 def train(args):
-    """A round is one step on each batch: forward, label-smoothed loss, backward, Adam."""
+    """A round is one step on each batch: forward, label-smoothed loss, backward, Adam.
+
+    Both models find PyTorch's own fused attention (SDPA) by themselves.
+    """
     import torch
 
     torch.set_num_threads(args.threads)
+    torch.set_default_device(args.device)
     torch.manual_seed(0)
     config, arrays = read(args.file)
     steps, names = sum("/source" in key for key in arrays), ("source", "target_in", "target_out")
-    batches = [[torch.from_numpy(arrays[f"{i}/{n}"]).long() for n in names] for i in range(steps)]
+    tensor = lambda x: torch.from_numpy(x).long().to(args.device)
+    batches = [[tensor(arrays[f"{i}/{n}"]) for n in names] for i in range(steps)]
     if args.system == "torch":
         parameters, forward = torch_transformer(config["model"])
     else:
@@ -132,16 +137,24 @@ def train(args):
         torch.nn.functional.cross_entropy, ignore_index=PAD, label_smoothing=smoothing
     )
 
-    def step(source, target_in, target_out):
+    mixed = partial(torch.autocast, args.device, torch.bfloat16, enabled=args.bf16)
+
+    def loss_of(source, target_in, target_out):
+        with mixed():
+            return cross_entropy(forward(source, target_in).flatten(0, 1), target_out.flatten())
+
+    if args.compile:
+        loss_of = torch.compile(loss_of, dynamic=False)
+
+    def step(*batch):
         optimizer.zero_grad()
-        loss = cross_entropy(forward(source, target_in).flatten(0, 1), target_out.flatten())
+        loss = loss_of(*batch)
         loss.backward()
         optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     def work():
-        losses = [step(*batch) for batch in batches]
-        return {"loss": sum(losses) / len(losses)}
+        return {"loss": float(sum(step(*batch) for batch in batches)) / len(batches)}
 
     for batch in {batch[0].shape: batch for batch in batches}.values():
         step(*batch)
@@ -271,6 +284,9 @@ def main():
         verb.add_argument("file")
         verb.add_argument("--system", choices=systems, required=True)
         verb.add_argument("--threads", type=int, default=os.cpu_count())
+    training.add_argument("--device", default="cpu")
+    training.add_argument("--bf16", action="store_true", help="by autocast")
+    training.add_argument("--compile", type=int, default=0, help="1: torch.compile")
     decoding.add_argument("--inter", type=int, default=1, help="CTranslate2: batches at once")
     decoding.add_argument("--beam", type=int, default=5, help="1: greedy")
     decoding.add_argument("--rows", type=int, default=64, help="sentences a batch")

@@ -338,3 +338,38 @@ def test_a_config_is_frozen():
     assert isinstance(config, Config)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.optim.lr = 3.0
+
+
+# ------------------------------------------------------------- meshes and devices
+
+
+def test_a_preset_is_the_four_sizes_it_stands_for():
+    config = defaults()
+    changed = configs.override(config, ["--config.mesh=fsdp_tp", "--config.mesh.tensor=4"])
+    assert changed == {"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 4, "mesh.sequence": 1}
+    assert dict(config.mesh) == dict(data=1, fsdp=-1, tensor=4, sequence=1)
+    with pytest.raises(ValueError, match=r'mesh = "fsdpp": no such preset.*fsdp'):
+        configs.override(defaults(), ["--config.mesh=fsdpp"])
+
+
+def test_the_first_rule_that_matches_the_device_is_overridden():
+    config = defaults()
+    config.hardware = "TPU v5 lite: mesh=fsdp model.remat=full; TPU|H100: train.dtype=bfloat16;"
+    of = lambda kind: configs.of_hardware(config, kind)
+    assert of("TPU v5 lite") == ["--config.mesh=fsdp", "--config.model.remat=full"]
+    assert of("TPU v4") == of("NVIDIA H100 80GB") == ["--config.train.dtype=bfloat16"]
+    assert of("cpu") == of("") == []
+    freeze(config)
+    for wrong in ("TPU train.dtype=bfloat16", "TPU: train.dtype", ": a=b"):
+        config.hardware = wrong
+        with pytest.raises(ValueError, match=r"hardware: .*want DEVICE REGEX: KEY=VALUE"):
+            freeze(config)
+
+
+def test_on_what_a_run_runs_does_not_decide_which_run_it_is():
+    one, other = defaults(), defaults()
+    other.mesh.fsdp, other.model.remat, other.hardware = 2, "full", "TPU: model.scan=true"
+    other.model.scan, other.model.kernel = True, "xla"
+    assert configs.fingerprint(freeze(one)) == configs.fingerprint(freeze(other))
+    other.train.dtype = "bfloat16"
+    assert configs.fingerprint(freeze(one)) != configs.fingerprint(freeze(other))

@@ -6,8 +6,8 @@ import shlex
 
 import pytest
 
+from tfx import cli, main
 from tfx import config as configs
-from tfx import main
 from tfx.models.transformer import SIZES
 from tfx.train import train
 
@@ -37,7 +37,7 @@ def test_the_commands_of_a_docstring_parse(path):
     assert commands
     for command in commands:
         verb, *words = shlex.split(command)
-        arguments = main._parse(verb, words)
+        arguments = cli.parse(verb, main.VERBS[verb], words)
         if "config" in arguments:
             configs.freeze(configs.load(arguments["config"]))
 

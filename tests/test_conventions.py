@@ -21,13 +21,13 @@ LAYERS = [
     ["config", "schema", "checkpoint", "state", "optim", "hosts", "flops", "assemble", "workdir"],
     ["train", "evaluate", "translate"],
     ["lab"],
-    ["main", ""],
+    ["main", "cli", ""],
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 LONG_FUNCTIONS = {"tfx.train._loop": 100, "tfx.decode.beam_search": 100}
 ONLY_IN = {  # package: the modules that may import it
-    "absl": {"tfx.main", "tfx.config"},
-    "ml_collections": {"tfx.main", "tfx.config"},
+    "absl": {"tfx.cli", "tfx.config"},
+    "ml_collections": {"tfx.config"},
     "tensorflow_datasets": {"tfx.data.tfds"},
     **dict.fromkeys(("tensorflow", "torch", "clu"), frozenset()),
     **dict.fromkeys(("jax", "jaxlib", "flax", "optax", "orbax"), frozenset(MODULES)),
@@ -95,7 +95,8 @@ def test_imports_have_no_cycle_and_no_long_chain():
         drawers.setdefault(here, {})[module] = {n for n in others if part(n) == here}
     for below in (parts, *drawers.values()):
         chain = longest_chain(below)
-        assert len(chain) - 1 <= 8, " -> ".join(chain)
+        most = 8 + ("lab" in chain)  # which stands around the spine
+        assert len(chain) - 1 <= most, " -> ".join(chain)
 
 
 def test_imports_point_down():

@@ -10,8 +10,7 @@ import types
 import pytest
 
 import tfx
-from tfx import main as command_line
-from tfx import translate, workdir
+from tfx import cli, translate, workdir
 from tfx.config import defaults, freeze
 from tfx.hosts import Stopped
 from tfx.main import VERBS, main
@@ -50,7 +49,8 @@ def test_alone_it_prints_its_verbs_a_line_each(capsys):
     assert main([]) == 0
     printed = capsys.readouterr().out
     assert re.findall(r"^  (\w+) +[A-Z]", printed, re.M) == list(VERBS)
-    assert list(VERBS) == ["train", "eval", "translate", "score", "average", "config", "list"]
+    verbs = "train eval translate score average config plan launch list"
+    assert list(VERBS) == verbs.split()
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == printed
 
@@ -66,11 +66,11 @@ def test_the_help_of_a_verb_names_every_flag_and_shows_examples_that_parse(verb,
         assert main(words) == 0
         printed = capsys.readouterr().out
         for name in inspect.signature(VERBS[verb]).parameters:
-            assert name == "overrides" or f"\n  --{name}" in printed
+            assert name in ("overrides", "command") or f"\n  --{name}" in printed
         examples = re.findall(rf"^ .*\btfx {verb}(.*)$", printed, re.M)
         assert examples
         for example in examples:
-            command_line._parse(verb, shlex.split(example))
+            cli.parse(verb, VERBS[verb], shlex.split(example))
         assert max(map(len, printed.splitlines()[1:])) <= 100
 
 

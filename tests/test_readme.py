@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tfx import cli, main
 from tfx import config as configs
-from tfx import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -30,7 +30,7 @@ def test_a_command_parses(command):
     words = [word for word in words if not word.startswith("--config=mine")]
     if verb == "train" and not any(word.startswith("--config=") for word in words):
         words.append("--config=quickstart")
-    arguments = main._parse(verb, words)
+    arguments = cli.parse(verb, main.VERBS[verb], words)
     if arguments.get("config"):
         chosen = configs.load(arguments["config"])
         configs.override(chosen, arguments.get("overrides", []))

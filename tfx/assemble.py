@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from tfx import models
+from tfx import models, sharding
 from tfx.data import pipeline, sources, tokenizer
 from tfx.objectives import OBJECTIVES
 from tfx.schema import Config
@@ -51,12 +51,21 @@ def abstract_parameters(model):
 
 
 def open_batches(
-    config: Config, ids, directory: Path, split: str, *, multiple: int, shapes=None, say=silent
+    config: Config,
+    ids,
+    directory: Path,
+    split: str,
+    *,
+    multiple: int,
+    parts: int = 1,
+    shapes=None,
+    say=silent,
 ) -> pipeline.Batches:
     """Batches of a split: shuffled epochs for train, once through for the others.
 
     Args:
-      multiple: the rows of every batch are a multiple of this.
+      multiple: the rows of every batch are a multiple of this,
+      parts: and, where that is less, filled up to a multiple of this.
       shapes: static shapes to use again, so that evaluation compiles nothing new.
     """
     train, c, began = split == "train", config, time.time()
@@ -83,6 +92,7 @@ def open_batches(
         kind=c.batch.kind,
         shapes=shapes or c.batch.shapes,
         multiple=multiple,
+        parts=parts,
         max_length=c.data.max_length,
         seed=c.seed,
         train=train,
@@ -97,3 +107,10 @@ def open_batches(
     note = f", dropped {' and '.join(dropped)}" if train and dropped else ""
     say(f"{split}: {report['pairs']:,} pairs{note}")
     return batches
+
+
+def fetch(batches: pipeline.Batches, step: int, mesh) -> dict[str, jax.Array]:
+    """The batch of a step, on its devices; each process builds only the rows on its own."""
+    rows = batches.rows(step)
+    here = batches.batch(step, sharding.rows_here(rows, mesh))
+    return sharding.put_batch(here, mesh, rows)

@@ -282,7 +282,7 @@ def _holds(bound: str, x: float) -> bool:
 # What may change while a run goes on: how long, what is measured and how often, how
 # translations are searched for, and over which devices.
 MAY_CHANGE = (
-    *("train.steps", "train.log_every", "data.valid", "data.test"),
+    *("train.steps", "train.log_every", "train.watchdog", "data.valid", "data.test"),
     *("eval.", "checkpoint.", "decode.", "mesh.", "hardware", "model.scan", "model.remat"),
     "model.kernel",
 )

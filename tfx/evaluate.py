@@ -14,7 +14,7 @@ import numpy as np
 import sacrebleu.metrics
 
 import tfx
-from tfx import assemble, sharding, translate, workdir
+from tfx import assemble, hosts, translate, workdir
 from tfx.config import Config, fingerprint
 
 
@@ -26,9 +26,11 @@ def losses(step, params, batches, mesh) -> dict[str, float]:
     """
     rows = []
     for number in range(batches.steps_per_epoch):
-        batch = batches.batch(number)
+        batch = assemble.fetch(batches, number, mesh)
         batch.pop("index", None)
-        rows.append(step(params, sharding.put_batch(batch, mesh)))
+        rows.append(step(params, batch))
+        # As in training, two in flight: with many, devices of several processes can lock up.
+        jax.block_until_ready(rows[-2:][0])
     rows = jax.device_get(rows)
     total = {name: float(np.sum([row[name] for row in rows])) for name in rows[0]}
     return {name: total[name] / max(total["weight"], 1.0) for name in ("loss", "nll")}
@@ -81,7 +83,8 @@ def evaluate(
 ) -> list[dict]:
     """Translate a split, score it, append the rows to the workdir's scores.jsonl.
 
-    The translations are kept in `translations/SPLIT.STEP.txt`.
+    The translations are kept in `translations/SPLIT.STEP.txt`. Of several processes, all
+    translate everything, together; one scores and writes, and has the rows.
 
     Args:
       average: translate with the mean of the last so many checkpoints.
@@ -90,13 +93,12 @@ def evaluate(
     directory, began = Path(directory), time.time()
     config = workdir.read_config(directory)
     how = dataclasses.replace(config.decode, **settings)
+    values = dataclasses.asdict(how) | dict(tfx=tfx.__version__, config=fingerprint(config))
+    values |= dict(split=split, step=step, average=average)
+    hosts.agree(values, "start all of them with the same words, on one workdir that they share")
     sources, references = lines(config, split)
     run = translate.load(directory, step, average)
     hypotheses = [found[0].text for found in run.search(sources, how)]
-    name = f"{split}.{run.step}" + (f".average{average}" if average else "")
-    kept = directory / "translations" / f"{name}.txt"
-    kept.parent.mkdir(exist_ok=True)
-    kept.write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8", newline="\n")
     common = {
         "split": split,
         "step": run.step,
@@ -110,11 +112,22 @@ def evaluate(
         "revision": workdir.revision(),
         "seconds": round(time.time() - began, 1),
     }
+    write = lambda: write_down(directory, config, hypotheses, references, common, say)
+    return hosts.in_turn(lambda: write() if hosts.leads() else [])
+
+
+def write_down(directory: Path, config: Config, hypotheses, references, common, say) -> list[dict]:
+    """Keep the translations, score them, append the rows; `common` is what all rows share."""
+    split, step, average = (common[key] for key in ("split", "step", "averaged"))
+    name = f"{split}.{step}" + (f".average{average}" if average else "")
+    kept = directory / "translations" / f"{name}.txt"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8", newline="\n")
     rows = [row | common for row in score(config, hypotheses, references)]
     with (directory / "scores.jsonl").open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     kind = "synthetic held-out " if common["synthetic"] else ""
-    say(f"{len(sources):,} {kind}pairs of {split}, step {run.step:,}, {common['seconds']} s")
+    say(f"{len(hypotheses):,} {kind}pairs of {split}, step {step:,}, {common['seconds']} s")
     for row in rows:
         say(f"  {row['metric']:<12}{row['score']:7.2f}  {row['signature']}")
     return rows

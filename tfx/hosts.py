@@ -1,13 +1,31 @@
-"""The process that a run lives in: what it keeps of programs and memory, and the signals that
-ask it to stop."""
+"""The processes of a run: how they join, agree, take turns and stop together; and what each one
+keeps of memory and compiled programs.
+
+A run is one process per host, all of the same program. Whatever has to be the same in all of
+them is compared or decided here; a run of one process passes through unchanged.
+"""
 
 import contextlib
 import ctypes
+import faulthandler
+import json
 import os
+import re
 import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+JOINING = 300  # seconds that processes wait for each other at the start
+LEAVING = 60  # and at the end: an error in one of them ends all of them after that time
 
 
 class Stopped(Exception):
@@ -16,6 +34,219 @@ class Stopped(Exception):
     def __init__(self, number: int, step: int):
         super().__init__(f"stopped by {signal.Signals(number).name} after saving step {step}")
         self.signal = number
+
+
+def join(
+    distributed: str = "auto",
+    coordinator: str = "",
+    num_processes: int = 0,
+    process_id: int = -1,
+    seconds: float = JOINING,
+) -> None:
+    """Become one process of a run of several; to be called before anything touches a device.
+
+    Args:
+      distributed: on; off; or auto: on where something is given below, or where JAX detects a
+        cluster (TPU VM, GKE, Slurm, Open MPI).
+      coordinator: HOST:PORT where process 0 listens and all others find it; empty: as detected.
+      num_processes, process_id: how many, and which one this is, from 0; 0 and -1: as detected.
+      seconds: how long to wait for the others. After that, the process ends with one line that
+        says why, and exit code 2: JAX itself would abort it with a stack trace of C++.
+
+    Raises:
+      ValueError: what is given is no such thing; the port is taken; nothing is detected.
+    """
+    given = bool(coordinator) or num_processes != 0 or process_id != -1
+    if distributed not in ("auto", "on", "off"):
+        raise ValueError(f"--distributed={distributed}: choose from auto, on, off")
+    if given and distributed == "off":
+        raise ValueError("--distributed=off leaves no place for --coordinator and process numbers")
+    _, _, port = coordinator.rpartition(":")
+    if coordinator and not (re.fullmatch(r".+:\d+", coordinator) and 0 < int(port) < 1 << 16):
+        raise ValueError(f"--coordinator={coordinator}: want HOST:PORT, such as 10.0.0.1:1234")
+    if num_processes < 0 or not -1 <= process_id < (num_processes or 1 << 30):
+        raise ValueError(
+            f"--process_id={process_id} of --num_processes={num_processes}: processes count from 0"
+        )
+    if distributed == "off":
+        return
+    if coordinator and process_id == 0:
+        try:
+            socket.create_server(("", int(port))).close()
+        except OSError as error:  # JAX would crash on a port that is taken
+            why = f"process 0 cannot listen: {error.strerror}"
+            raise ValueError(f"--coordinator={coordinator}: {why}") from error
+    # Orbax would save, but not stop, at this service's word; `stop_requests` does both.
+    jax.config.update("jax_enable_preemption_service", False)
+    with _deadline(seconds, lambda: _missing(coordinator, num_processes, seconds)):
+        try:
+            jax.distributed.initialize(
+                coordinator or None,
+                num_processes or None,
+                process_id if process_id >= 0 else None,
+                initialization_timeout=int(seconds) + 60,  # the deadline comes first
+                shutdown_timeout_seconds=LEAVING,
+            )
+        except (ValueError, RuntimeError) as error:
+            # The public way to ask JAX whether it detects a cluster, or may still join one.
+            alone = re.match("coordinator_address should be|.* must be called before", str(error))
+            if distributed == "on" or given or not alone:
+                raise ValueError(
+                    f"cannot join the run: {error}; give --coordinator=HOST:PORT, --num_processes "
+                    "and --process_id, or --distributed=off for a run of one process"
+                ) from error
+
+
+def _missing(coordinator: str, num_processes: int, seconds: float) -> str:
+    """Why this process is still alone."""
+    host, _, port = coordinator.rpartition(":")
+    why = f"not all {num_processes or 'of the'} processes came"
+    if coordinator:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except socket.gaierror:
+            why = f"{host} is no known host"
+        except OSError as error:
+            why = f"process 0 does not answer there ({error.strerror or error})"
+    where = f"--coordinator={coordinator}" if coordinator else "cannot join the run"
+    return f"{where}: {why} within {seconds:g} s; check that every process starts with the same one"
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float, why: Callable[[], str]):
+    def end():
+        print(f"error: {why()}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def leads() -> bool:
+    """Whether this is the one process that writes files and talks to a person."""
+    return jax.process_index() == 0
+
+
+def gather(text: str) -> list[str]:
+    """What every process says here, in their order."""
+    if jax.process_count() == 1:
+        return [text]
+    said = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(said))).ravel()
+    rows = multihost_utils.process_allgather(np.pad(said, (0, sizes.max() - len(said))))
+    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def agree(values: dict[str, Any], remedy: str) -> None:
+    """Compare what has to be the same in all processes, before it is used.
+
+    Args:
+      values: JSON.
+      remedy: what to do where they are not.
+
+    Raises:
+      ValueError: in all processes, with what differs and each one's value.
+    """
+    every, lines = [json.loads(text) for text in gather(json.dumps(values))], []
+    for key in dict.fromkeys(key for each in every for key in each):
+        found = {}
+        for process, each in enumerate(every):
+            found.setdefault(json.dumps(each.get(key)), []).append(str(process))
+        if len(found) > 1:
+            shown = (f"{value} on process {', '.join(where)}" for value, where in found.items())
+            lines.append(f"{key} is {' and '.join(shown)}")
+    if lines:
+        raise ValueError(f"the processes differ: {'; '.join(lines[:5])}; {remedy}")
+
+
+def in_turn(make: Callable[[], Any]) -> Any:
+    """make() in process 0, and then, when what it wrote is there to be read, in all others.
+
+    Raises:
+      what make() raised; ValueError in the processes where it raised nothing.
+    """
+    result = error = None
+    for turn in (True, False):
+        if leads() == turn:
+            try:
+                result = make()
+            except Exception as raised:
+                error = raised
+        errors = gather(f"{error}" if error else "")
+        for process, text in enumerate(errors):
+            if text:
+                raise error or ValueError(f"process {process}: {text}")
+    return result
+
+
+@contextlib.contextmanager
+def watchdog(seconds: float):
+    """Yields alive(), to be called whenever a piece of work is done. From the first call on, if
+    `seconds` pass without another, the stacks of all threads go to stderr and the process ends
+    with exit code 1, for a scheduler to start it again. 0: never.
+
+    It is a thread of C that does this: also where Python itself hangs.
+    """
+    alive = lambda: faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    try:
+        yield alive if seconds else lambda: None
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@contextlib.contextmanager
+def stop_requests():
+    """While open, SIGTERM and SIGINT only set a flag; a second one acts at once.
+
+    A handler that raised would tear the step or the save that is running. Yields a
+    function that returns the signal's number, or 0; of several processes, each has to call it
+    equally often, and all are told the same at the same call.
+    """
+    received = []
+
+    def handle(number, frame):
+        received.append(number)
+        for each, previous in old.items():
+            signal.signal(each, previous)
+
+    old, told = {}, _everywhere()
+    with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
+        for number in (signal.SIGTERM, signal.SIGINT):
+            old[number] = signal.signal(number, handle)
+    try:
+        yield lambda: told(received[0] if received else 0)
+    finally:
+        for number, previous in old.items():
+            signal.signal(number, previous)
+
+
+def _everywhere() -> Callable[[int], int]:
+    """A function: the largest number that any process gave to the call before this one.
+
+    JAX's own preemption service does not serve: it takes the handler of SIGTERM for itself, so
+    that a second signal no longer ends the process, and knows neither SIGINT nor which it was.
+    The largest of all is one small program on the devices, in line between two steps. Its result
+    is read a call later, when it has long been there, so no step waits for it.
+    """
+    if jax.process_count() == 1:
+        return lambda number: number
+    mesh = Mesh(jax.devices(), "all")
+    each, whole = NamedSharding(mesh, PartitionSpec("all")), NamedSharding(mesh, PartitionSpec())
+    largest, under_way = jax.jit(jax.numpy.max, out_shardings=whole), []
+
+    def told(number: int) -> int:
+        mine = np.array([number], np.int32)
+        with jax.set_mesh(mesh):
+            flags = jax.make_array_from_callback((mesh.size,), each, lambda _: mine)
+            under_way.append(largest(flags))
+        return int(under_way.pop(0)) if len(under_way) > 1 else 0
+
+    return told
 
 
 def keep_memory() -> None:
@@ -48,28 +279,3 @@ def keep_compiled() -> None:
             folder.chmod(0o700)
             jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-@contextlib.contextmanager
-def stop_requests():
-    """While open, SIGTERM and SIGINT only set a flag; a second one acts at once.
-
-    A handler that raised would tear the step or the save that is running. Yields a
-    function that returns the signal's number, or 0.
-    """
-    received = []
-
-    def handle(number, frame):
-        received.append(number)
-        for each, previous in old.items():
-            signal.signal(each, previous)
-
-    old = {}
-    with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
-        for number in (signal.SIGTERM, signal.SIGINT):
-            old[number] = signal.signal(number, handle)
-    try:
-        yield lambda: received[0] if received else 0
-    finally:
-        for number, previous in old.items():
-            signal.signal(number, previous)

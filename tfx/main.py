@@ -1,13 +1,12 @@
-"""The command line: a verb is one short function, its parameters are its flags.
+"""The command line: a verb is one short function, its parameters are its flags (tfx/cli.py).
 
-This is the only file that reads flags. Wrong input becomes one line, `error: ...`, and
-exit code 2; a signal that stopped a run after saving 128 plus its number; all else 1.
+Exit codes: 0 done, 2 wrong input, 128 plus its number for a signal that stopped a run after
+saving, 1 for all else.
 """
 
 import ast
 import contextlib
 import dataclasses
-import inspect
 import math
 import os
 import re
@@ -16,11 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TextIO, get_args
 
-from absl import flags
-
-import tfx
+from tfx import cli, schema
 from tfx import config as configs
-from tfx import schema
 from tfx.data import text
 from tfx.workdir import check, find, progress, read_config, read_overrides
 
@@ -28,6 +24,10 @@ from tfx.workdir import check, find, progress, read_config, read_overrides
 Spec = Annotated[str, "FILE[:ARG]", "a config file, or a built-in one by its name"]
 Workdir = Annotated[str, "DIR", "the run's directory"]
 Step = Annotated[int, "N", "which checkpoint; 0: the best if some were validated, or the last"]
+Distributed = Annotated[str, "auto|on|off", "several processes: auto: where a cluster is detected"]
+Coordinator = Annotated[str, "HOST:PORT", "where process 0 listens; the same for all processes"]
+Processes = Annotated[int, "N", "how many processes; 0: as detected"]
+Process = Annotated[int, "I", "which one this is, from 0; -1: as detected"]
 Overrides = list[str]
 
 
@@ -35,6 +35,10 @@ def train(
     config: Spec,
     workdir: Annotated[str, "DIR", "where the run lives; made if it is not there"] = "",
     dry_run: Annotated[bool, "", "build everything, print it, train nothing"] = False,
+    distributed: Distributed = "auto",
+    coordinator: Coordinator = "",
+    num_processes: Processes = 0,
+    process_id: Process = -1,
     *,
     overrides: Overrides,
 ) -> int:
@@ -45,17 +49,22 @@ def train(
       tfx train --config=quickstart --workdir=runs/quickstart
       tfx train --config=configs/wmt14_en_de.py:big --workdir=runs/big --config.optim.lr=0.5
       tfx train --config=multi30k --dry_run
+      tfx train --config=quickstart --workdir=/nfs/q --coordinator=n0:99 --num_processes=2
     """
     if not (workdir or dry_run):
         raise ValueError("--workdir=DIR is missing: where the run shall live")
-    chosen, changed = _configure(config, overrides)
-    if workdir:
+    chosen, _ = _configure(config, overrides)  # what is wrong with it is wrong on any device
+    if workdir and not chosen.hardware:
         check(workdir, chosen)
+    import jax
+
     from tfx import hosts
     from tfx import train as training
 
     hosts.keep_memory()
     hosts.keep_compiled()
+    hosts.join(distributed, coordinator, num_processes, process_id)
+    chosen, changed = _configure(config, overrides, jax.local_devices()[0].device_kind)
     command = ["tfx", "train", f"--config={config}", f"--workdir={workdir}", *overrides]
     try:
         if dry_run:
@@ -76,6 +85,10 @@ def evaluate(
     split: Annotated[str, "NAME", "train, valid or test"] = "test",
     step: Step = 0,
     average: Annotated[int, "N", "score the mean of the last N checkpoints"] = 0,
+    distributed: Distributed = "auto",
+    coordinator: Coordinator = "",
+    num_processes: Processes = 0,
+    process_id: Process = -1,
     *,
     overrides: Overrides,
 ) -> None:
@@ -92,6 +105,7 @@ def evaluate(
 
     hosts.keep_memory()
     hosts.keep_compiled()
+    hosts.join(distributed, coordinator, num_processes, process_id)
     evaluation.evaluate(workdir, split, step or None, average, **dataclasses.asdict(how))
 
 
@@ -226,6 +240,71 @@ def config(
         print(f"{'*' if key in changed else ' '} {key} = {_value(value)}")
 
 
+def plan(
+    config: Spec,
+    topology: Annotated[str, "CHIP:SHAPE", "v5e:4x4, v5p:4x4x4, ...; cpu: the devices here"],
+    decode: Annotated[bool, "", "plan the search of tfx translate, not the training step"] = False,
+    shape: Annotated[str, "ROWS,SOURCE,TARGET", "of a batch"] = "",
+    sweep_mesh: Annotated[bool, "", "try every mesh that divides the model, rank those"] = False,
+    json: Annotated[bool, "", "print JSON"] = False,
+    *,
+    overrides: Overrides,
+) -> None:
+    """Compile a config for a pod that is not there: does it fit, what would hold it up?
+
+    It needs no TPU and no data, only libtpu: pip install "tfx-research[tpu]".
+
+      tfx plan --config=wmt14_en_de:big --topology=v5e:4x4 --config.model.scan
+      tfx plan --config=wmt14_en_de:big --topology=v5p:4x4x4 --sweep_mesh
+      tfx plan --config=quickstart --topology=cpu --decode
+    """
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    _configure(config, overrides)  # what is wrong with it is wrong everywhere
+    from tfx.lab import plan as planning
+
+    kind = planning.devices(topology)[0].device_kind
+    chosen, _ = _configure(config, overrides, kind)
+    wanted = re.fullmatch(r"(\d+),(\d+),(\d+)", shape) if shape else None
+    if shape and not wanted:
+        raise ValueError(f"--shape={shape}: want ROWS,SOURCE,TARGET, such as 64,128,128")
+    how = dict(decode=decode, shape=tuple(map(int, wanted.groups())) if wanted else None)
+    if sweep_mesh:
+        say = lambda line: print(line, file=sys.stderr)
+        plans = planning.sweep_mesh(chosen, topology, **how, say=say)
+        told = [planning.to_json(each) for each in plans]
+        print(f"[{', '.join(told)}]" if json else planning.table(plans))
+    else:
+        found = planning.plan(chosen, topology, **how)
+        print(planning.to_json(found) if json else planning.show(found))
+
+
+def launch(
+    where: Annotated[str, "PLACE", "here, slurm, tpu, queued or gke"] = "here",
+    name: Annotated[str, "NAME", "of the job; by default the last part of its workdir"] = "",
+    processes: Annotated[int, "N", "how many processes; on Slurm, nodes"] = 1,
+    topology: Annotated[str, "CHIP:SHAPE", "of a TPU slice, such as v5e:4x4"] = "",
+    project: Annotated[str, "NAME", "of Google Cloud"] = "",
+    zone: Annotated[str, "NAME", "of Google Cloud, such as us-west4-a"] = "",
+    cluster: Annotated[str, "NAME", "of GKE"] = "",
+    options: Annotated[str, "FLAGS", "more flags of sbatch, gcloud or xpk"] = "",
+    dry_run: Annotated[bool, "", "print the commands, run nothing"] = False,
+    *,
+    command: list[str],
+) -> int:
+    """Start a command somewhere else: in several processes, on Slurm, on a TPU pod.
+
+    It prints the commands that do so. What runs elsewhere is the commit of this checkout.
+
+      tfx launch --processes=2 -- tfx train --config=quickstart --workdir=runs/two
+      tfx launch --where=slurm --processes=4 --options=--partition=gpu -- tfx train ...
+      tfx launch --where=queued --topology=v5e:4x4 --options=--spot -- tfx train ...
+    """
+    from tfx.lab import launch as launching
+
+    job = launching.Job(command, name, {}, processes, topology, project, zone, cluster, options)
+    return launching.launch(job, where, dry_run)
+
+
 def list_(workdir: Annotated[str, "DIR", "list the runs in this directory instead"] = "") -> None:
     """Print what there is to choose from: configs, models and their sizes, and so on.
 
@@ -266,103 +345,24 @@ VERBS = {
     "score": score,
     "average": average,
     "config": config,
+    "plan": plan,
+    "launch": launch,
     "list": list_,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `tfx VERB ...`; returns the exit code. `--debug` shows the traceback of any error."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
-    try:
-        return _run([word for word in words if word != "--debug"]) or 0
-    except BrokenPipeError:  # the reader, such as `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    except (ValueError, OSError) as error:
-        if debug or not _about_input(error):
-            raise
-        print(f"error: {_line(error)}", file=sys.stderr)
-        return 2
+    """Run `tfx VERB ...`; returns the exit code."""
+    return cli.run(VERBS, sys.argv[1:] if argv is None else argv)
 
 
-def _run(words: list[str]) -> int | None:
-    if not words or words[0] in ("--help", "-h", "help"):
-        print("usage: tfx VERB [flags]; tfx VERB --help says more\n")
-        for verb, function in VERBS.items():
-            print(f"  {verb:11}{inspect.cleandoc(function.__doc__).partition(chr(10))[0]}")
-        return 0
-    if words[0] == "--version":
-        print(f"tfx {tfx.__version__}")
-        return 0
-    verb = words[0]
-    if verb not in VERBS:
-        hint = configs.did_you_mean(verb, VERBS) or f"; choose from {', '.join(VERBS)}"
-        raise ValueError(f"{verb}: no such verb{hint}")
-    if {"--help", "-h"} & {*words}:
-        print(_help(verb))
-        return 0
-    return VERBS[verb](**_parse(verb, words[1:]))
-
-
-def _parse(verb: str, words: list[str]) -> dict[str, Any]:
-    """The arguments of a verb's function, from the words of the command line."""
-    overrides = [word for word in words if re.match(r"--?(no)?config\.", word)]
-    words = [word for word in words if word not in overrides]
-    define = {str: flags.DEFINE_string, bool: flags.DEFINE_bool, int: flags.DEFINE_integer}
-    values, parameters = flags.FlagValues(), dict(inspect.signature(VERBS[verb]).parameters)
-    if parameters.pop("overrides", None) is None and overrides:
-        raise ValueError(f"{overrides[0]}: tfx {verb} takes no config")
-    for name, parameter in parameters.items():
-        kind, _, text = get_args(parameter.annotation)
-        default = None if parameter.default is parameter.empty else parameter.default
-        define[kind](name, default, text, flag_values=values)
-    try:
-        rest = values([verb, *words])[1:]
-    except flags.UnrecognizedFlagError as error:
-        hint = configs.did_you_mean(error.flagname, parameters)
-        hint = hint.replace("mean ", "mean --") or f"; see tfx {verb} --help"
-        raise ValueError(f"--{error.flagname}: no such flag of tfx {verb}{hint}") from None
-    except flags.IllegalFlagValueError as error:
-        given, _, _ = str(error).removeprefix("flag ").partition(": ")
-        kind, *_ = get_args(parameters[given.strip("-").partition("=")[0]].annotation)
-        raise ValueError(f"{given}: want {configs.KINDS[kind]}") from None
-    except flags.Error as error:
-        raise ValueError(f"{error}; see tfx {verb} --help") from None
-    if rest:
-        raise ValueError(f'"{rest[0]}": not a flag; write --flag=value, see tfx {verb} --help')
-    arguments = {name: getattr(values, name) for name in parameters}
-    for name, value in arguments.items():
-        if value is None:
-            raise ValueError(f"--{name} is missing; see tfx {verb} --help")
-    with_overrides = "overrides" in inspect.signature(VERBS[verb]).parameters
-    return arguments | ({"overrides": overrides} if with_overrides else {})
-
-
-def _help(verb: str) -> str:
-    parameters = dict(inspect.signature(VERBS[verb]).parameters)
-    takes_overrides = parameters.pop("overrides", None) is not None
-    usage, rows = [f"usage: tfx {verb}"], []
-    for name, parameter in parameters.items():
-        _, shown, text = get_args(parameter.annotation)
-        flag = f"--{name}={shown}" if shown else f"--{name}"
-        required = parameter.default is parameter.empty
-        usage += [flag if required else f"[{flag}]"]
-        default = f" (default: {parameter.default})" if parameter.default and not required else ""
-        rows += [f"  {flag:26} {text}{default}"]
-    if takes_overrides:
-        usage += ["[--config.KEY=VALUE ...]"]
-    rows += [f"  {'--debug':26} show the traceback of an error"]
-    about = inspect.cleandoc(VERBS[verb].__doc__)
-    return "\n".join([" ".join(usage), "", about, "", *rows])
-
-
-def _configure(spec: str, overrides: list[str]) -> tuple[configs.Config, dict[str, Any]]:
-    """A config file with its overrides, checked; and what was overridden."""
+def _configure(
+    spec: str, overrides: list[str], kind: str = ""
+) -> tuple[schema.Config, dict[str, Any]]:
+    """A config file, with what it wants for a kind of device and the overrides, checked; and
+    what was overridden."""
     chosen = configs.load(spec)
-    changed = configs.override(chosen, overrides)
+    changed = configs.override(chosen, configs.of_hardware(chosen, kind) + overrides)
     return configs.freeze(chosen), changed
 
 
@@ -397,31 +397,6 @@ def _asked() -> Iterator[str]:
 def _value(value: Any) -> str:
     """As one would type it behind `--config.KEY=`; an empty text as ''."""
     return str(value).lower() if isinstance(value, bool) else str(value) or "''"
-
-
-def _about_input(error: Exception) -> bool:
-    """Whether an error is about what the user gave, and not a bug.
-
-    Then tfx itself raised it, or it is about a file. JAX cuts its own frames out of a
-    traceback, and leaves a note about that.
-    """
-    if isinstance(error, OSError):
-        kinds = FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError
-        return isinstance(error, (*kinds, PermissionError))
-    frame = error.__traceback__
-    while frame.tb_next:
-        frame = frame.tb_next
-    inside = frame.tb_frame.f_code.co_filename.startswith(str(Path(tfx.__file__).parent))
-    return inside and not getattr(error, "__notes__", None)
-
-
-def _line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    rows = str(error).splitlines()[1:]
-    if rows and all(row.startswith("  ") for row in rows):
-        return str(error)  # a table: several things at once
-    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

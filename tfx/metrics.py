@@ -27,12 +27,15 @@ class Writer:
     """One row of numbers goes to `metrics.jsonl` and to TensorBoard.
 
     Rows beyond `start`, left by a run that died after its last checkpoint, are cut off:
-    the file holds one history.
+    the file holds one history. With no workdir nothing is written: of several processes one writes.
     """
 
-    def __init__(self, workdir: str | Path, start: int):
+    def __init__(self, workdir: str | Path | None, start: int):
         from tensorboardX import SummaryWriter
 
+        self._file = self._board = None
+        if workdir is None:
+            return
         self._path = Path(workdir) / "metrics.jsonl"
         self._began = time.time()
         if self._path.exists():
@@ -46,6 +49,8 @@ class Writer:
 
     def write(self, step: int, split: str, **numbers: float) -> None:
         """Add a row. `split` is train, valid or test."""
+        if self._file is None:
+            return
         row = {"step": step, "split": split} | numbers
         self._file.write(json.dumps(row | {"seconds": round(time.time() - self._began, 3)}) + "\n")
         for name, value in numbers.items():
@@ -55,8 +60,9 @@ class Writer:
         return self
 
     def __exit__(self, *exception):
-        self._file.close()
-        self._board.close()
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
 
 
 def _step(row: str) -> int:
@@ -75,10 +81,13 @@ def read(workdir: str | Path, split: str | None = None) -> list[dict]:
 
 
 class Screen:
-    """Progress for a person: a live bar on a terminal, a plain line now and then elsewhere."""
+    """Progress for a person: a live bar on a terminal, a plain line now and then elsewhere.
 
-    def __init__(self, total: int, start: int = 0):
-        self.console = Console(highlight=False, soft_wrap=True)
+    `quiet`: nothing at all; of several processes one talks.
+    """
+
+    def __init__(self, total: int, start: int = 0, quiet: bool = False):
+        self.console = Console(highlight=False, soft_wrap=True, quiet=quiet)
         self._total, self._start, self._began = total, start, time.time()
         columns = [BarColumn(bar_width=20), TextColumn("{task.description}")]
         self._bar = Progress(*columns, console=self.console, transient=True)

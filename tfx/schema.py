@@ -84,6 +84,7 @@ class Train:
     accum: Positive = 1  # micro-batches a step; batch.tokens is divided among them
     dtype: Literal["float32", "bfloat16"] = "float32"  # of compute; parameters stay float32
     log_every: Positive = 100
+    watchdog: Count = 3600  # seconds without a finished step that end the process; 0: never
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,10 @@ def arrange(devices, sizes) -> np.ndarray:
     slices = {getattr(d, "slice_index", 0) for d in devices}
     nodes = {d.process_index for d in devices} if devices[0].platform == "gpu" else {0}
     granules = max(len(slices), len(nodes))
+    # Some sizes, such as 4 on a torus of 16 x 16, need a part of one of its axes.
+    parts = dict(allow_split_physical_axes=True)
     if granules == 1:
-        return mesh_utils.create_device_mesh(sizes, devices)
+        return mesh_utils.create_device_mesh(sizes, devices, **parts)
     if sizes[0] % granules:
         raise Misfit(
             f"mesh(data={sizes[0]}): the {len(devices)} devices are in {granules} slices or nodes, "
@@ -79,7 +81,7 @@ def arrange(devices, sizes) -> np.ndarray:
     within, across = [sizes[0] // granules, *sizes[1:]], [granules, 1, 1, 1]
     by_process = len(slices) == 1
     return mesh_utils.create_hybrid_device_mesh(
-        within, across, devices, process_is_granule=by_process
+        within, across, devices, process_is_granule=by_process, **parts
     )
 
 
@@ -166,7 +168,30 @@ def batch_parts(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Hand this host's rows of a batch to the devices."""
-    sharding = of_batch(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+def rows_here(rows: int, mesh: Mesh) -> np.ndarray:
+    """Which rows of a batch lie on devices of this process, ascending.
+
+    Two processes hold the same rows where another axis of the mesh than the batch's lies across
+    them.
+    """
+    parts = of_batch(mesh).addressable_devices_indices_map((rows,)).values()
+    return np.unique([np.arange(rows)[part] for part in parts])
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, rows: int = 0) -> dict[str, jax.Array]:
+    """Hand a batch to the devices, each process to its own.
+
+    Args:
+      batch: all of its rows; or, where its number of `rows` is given, those of `rows_here`.
+    """
+    count = rows or len(next(iter(batch.values())))
+    here, sharding = rows_here(count, mesh) if rows else np.arange(count), of_batch(mesh)
+
+    def put(x):
+        def part(index):
+            start, stop, _ = index[0].indices(count)
+            return x[np.searchsorted(here, start) :][: stop - start]
+
+        return jax.make_array_from_callback((count, *x.shape[1:]), sharding, part)
+
+    return {name: put(x) for name, x in batch.items()}

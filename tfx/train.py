@@ -21,7 +21,9 @@ import optax
 from flax import linen as nn
 from rich.table import Table
 
+import tfx
 from tfx import assemble, checkpoint, evaluate, hosts, metrics, optim, sharding, translate, workdir
+from tfx import config as configs
 from tfx.data import pipeline
 from tfx.objectives import OBJECTIVES
 from tfx.schema import Config
@@ -144,14 +146,19 @@ class Parts(NamedTuple):
     shardings: TrainState
 
 
-def put_together(config: Config, directory: Path, mesh, say) -> Parts:
-    """Tokenizer, data, model and optimiser of a config; nothing on a device yet."""
+def put_together(config: Config, directory: Path, mesh, say, multiple: int = 0) -> Parts:
+    """Tokenizer, data, model and optimiser of a config; nothing on a device yet.
+
+    Args:
+      multiple: of which the run planned its batches' rows; 0: it starts now, on this mesh.
+    """
     ids = assemble.open_tokenizer(config, directory, say)
     model = assemble.build_model(config, ids)
     tx = optim.build(config.optim, config.train.steps, config.model.width)
     like, shardings = init_state(config, model, tx, mesh)
-    multiple = sharding.batch_parts(mesh) * config.train.accum
-    batches = assemble.open_batches(config, ids, directory, "train", multiple=multiple, say=say)
+    cuts = sharding.batch_parts(mesh) * config.train.accum
+    planned = dict(multiple=multiple or cuts, parts=cuts)
+    batches = assemble.open_batches(config, ids, directory, "train", **planned, say=say)
     shapes = ", ".join(f"{rows}x{source}+{target}" for rows, source, target in batches.shapes)
     say(
         f"batches: {batches.steps_per_epoch:,} an epoch, shapes {shapes}, "
@@ -169,7 +176,8 @@ def count(params) -> int:
 
 def first_state(config: Config, parts: Parts, mesh, checkpoints, say) -> tuple[TrainState, dict]:
     """The state to go on from, and what the run remembers beside it: the best validation value,
-    evaluations since, the last BLEU, and which data and tokenizer it is bound to."""
+    evaluations since, the last BLEU, which data and tokenizer it is bound to, and of what its
+    batches' rows are a multiple."""
     bound = {"data": parts.batches.pairs.fingerprint, "tokenizer": parts.ids.fingerprint}
     if checkpoints.steps:
         state, memory = checkpoints.restore(parts.like)
@@ -180,14 +188,15 @@ def first_state(config: Config, parts: Parts, mesh, checkpoints, say) -> tuple[T
                     "or start a new workdir with --config.init_from"
                 )
         say(f"resuming from step {int(state.step):,}")
-        return state, memory
+        return state, {"multiple": parts.batches.multiple} | memory
     params = None
     if config.init_from:
         with checkpoint.Checkpoints(config.init_from) as others:
             params = others.weights(parts.like.params, others.choose()[0])
         say(f"starting from the weights of {config.init_from}")
     state = create_state(config, parts.model, parts.tx, parts.shardings, params)
-    return state, {"best": None, "stale": 0, "bleu": None} | bound
+    memory = {"best": None, "stale": 0, "bleu": None, "multiple": parts.batches.multiple}
+    return state, memory | bound
 
 
 def train(config: Config, directory: str, provenance: dict | None = None) -> dict:
@@ -201,27 +210,39 @@ def train(config: Config, directory: str, provenance: dict | None = None) -> dic
       Diverged: the loss is not finite.
       ValueError: the config, the data or the workdir does not fit.
     """
-    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
-    workdir.check(directory, config)
-    # A start whose text is not there leaves no workdir behind.
-    for split in ("train", "valid") if config.eval.every or config.eval.bleu_every else ("train",):
-        assemble.corpora(config, split)
-    directory = workdir.prepare(directory, config, provenance)
+    values = {"tfx": tfx.__version__} | configs.flatten(configs.to_dict(config))
+    hosts.agree(values, "start all of them with the same tfx and config")
+    mesh, directory = hosts.in_turn(lambda: claim(config, directory, provenance))
+    start = {f"{directory}/starts.jsonl": workdir.last_start(directory)}
+    hosts.agree(start, "the workdir has to be one directory, shared by all of them")
     keep = dataclasses.asdict(config.checkpoint)
     keep.pop("every")
     with (
         jax.set_mesh(mesh),
         hosts.stop_requests() as stopping,
-        metrics.Screen(config.train.steps) as screen,
+        metrics.Screen(config.train.steps, quiet=not hosts.leads()) as screen,
         checkpoint.Checkpoints(directory, **keep) as checkpoints,
     ):
-        parts = put_together(config, directory, mesh, screen.say)
+        planned = checkpoints.meta().get("multiple", 0) if checkpoints.steps else 0
+        parts = hosts.in_turn(lambda: put_together(config, directory, mesh, screen.say, planned))
         state, memory = first_state(config, parts, mesh, checkpoints, screen.say)
-        validate = make_validation(config, parts, directory, mesh, screen.say)
-        with metrics.Writer(directory, int(state.step)) as writer:
+        validate = hosts.in_turn(
+            lambda: make_validation(config, parts, directory, mesh, screen.say)
+        )
+        with metrics.Writer(directory if hosts.leads() else None, int(state.step)) as writer:
             return _loop(
                 config, parts, mesh, state, memory, validate, checkpoints, writer, screen, stopping
             )
+
+
+def claim(config: Config, directory: str, provenance: dict | None) -> tuple[Any, Path]:
+    """The mesh, and the workdir, taken up by the process that leads; before anything is built."""
+    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+    path = workdir.check(directory, config)
+    # A start whose text is not there leaves no workdir behind.
+    for split in ("train", "valid") if config.eval.every or config.eval.bleu_every else ("train",):
+        assemble.corpora(config, split)
+    return mesh, workdir.prepare(directory, config, provenance) if hosts.leads() else path
 
 
 def _loop(
@@ -230,9 +251,11 @@ def _loop(
     train_step = make_train_step(config, make_loss(config, parts.model), parts.tx, parts.shardings)
     report = Report(config, parts.batches.steps_per_epoch, writer, screen)
     every, done, started = config.checkpoint.every, int(state.step), int(state.step)
-    fetch = lambda step: sharding.put_batch(parts.batches.batch(step), mesh)
-    stream = pipeline.prefetch(fetch, done)
-    try:
+    fetch = lambda step: assemble.fetch(parts.batches, step, mesh)
+    with (
+        contextlib.closing(pipeline.prefetch(fetch, done)) as stream,
+        hosts.watchdog(config.train.watchdog) as alive,
+    ):
         while True:
             last, value, improved = done >= config.train.steps, None, False
             if done > started:
@@ -269,10 +292,9 @@ def _loop(
             done += 1
             # Log.
             report.add(sums)
+            alive()
             if done % config.train.log_every == 0:
                 report.flush(done, memory)
-    finally:
-        stream.close()
     compiled = train_step._cache_size()
     return {"step": done, "compiled": compiled, "memory": memory, **report.last}
 
@@ -380,11 +402,11 @@ def dry_run(config: Config, directory: str | None = None) -> None:
     with (
         jax.set_mesh(mesh),
         tempfile.TemporaryDirectory() as scratch,
-        metrics.Screen(config.train.steps) as screen,
+        metrics.Screen(config.train.steps, quiet=not hosts.leads()) as screen,
     ):
         where = Path(scratch if directory is None else directory)
         where.mkdir(parents=True, exist_ok=True)
-        parts = put_together(config, where, mesh, screen.say)
+        parts = hosts.in_turn(lambda: put_together(config, where, mesh, screen.say))
         table = Table("parameter", "shape", "numbers", "over the mesh", box=None, pad_edge=False)
         for path, leaf in jax.tree_util.tree_leaves_with_path(parts.like.params):
             name = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -177,11 +177,14 @@ class Run:
     @functools.cached_property
     def _searcher(self):
         models = (self.model, *(model for model, _ in self.others))
-        return jax.jit(partial(_search, models), static_argnums=(3, 4, 5))
+        # Every process of several gets all translations.
+        whole = sharding.replicated(self.mesh)
+        return jax.jit(partial(search, models), static_argnums=(3, 4, 5), out_shardings=whole)
 
     @functools.cached_property
     def _scorer(self):
-        return jax.jit(partial(_score, self.model))
+        whole = sharding.replicated(self.mesh)
+        return jax.jit(partial(_score, self.model), out_shardings=whole)
 
 
 def load(directory: str | Path | Sequence, step: int | None = None, average: int = 0) -> Run:
@@ -222,6 +225,8 @@ def average(directory: str | Path, out: str | Path, last: int = 0, best: int = 0
 
 def _load_one(directory: Path, step: int | None, last: int, best: int = 0) -> Run:
     config = workdir.read_config(directory)
+    # Which kernel trained it says nothing about which ones run here.
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, kernel="auto"))
     ids = tokenizers.load(directory)
     model = assemble.build_model(config, ids)
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
@@ -237,7 +242,7 @@ def _load_one(directory: Path, step: int | None, last: int, best: int = 0) -> Ru
     return Run(config, model, params, ids, steps[-1], mesh)
 
 
-def _search(models, params, rows, key, how: Decode, longest: int, least: int) -> decode.Hypotheses:
+def search(models, params, rows, key, how: Decode, longest: int, least: int) -> decode.Hypotheses:
     apply = [partial(m.apply, {"params": p}) for m, p in zip(models, params, strict=True)]
     source_BS, limit_B = rows["source"], rows["limit"]
     contexts = tuple(f({"source": source_BS}, method="start") for f in apply)

@@ -58,7 +58,10 @@ def prepare(
 def check(directory: str | os.PathLike, config: Config) -> Path:
     """The absolute path, where `prepare` would accept the directory; nothing is written."""
     if "://" in str(directory):
-        raise ValueError(f"{directory}: a workdir is a local or mounted directory, not a URL")
+        raise ValueError(
+            f"{directory}: a workdir is a local or mounted directory, not a URL, for files in it "
+            "are appended to and mapped into memory; mount the bucket, as Cloud Storage FUSE does"
+        )
     path = Path(directory).expanduser().absolute()
     if not (path / "config.json").exists():
         return path
@@ -68,6 +71,12 @@ def check(directory: str | os.PathLike, config: Config) -> Path:
         more = f"; and {len(differ) - 5} more" if len(differ) > 5 else ""
         raise ValueError(f"{path}: holds another run: {shown}{more}; choose another workdir")
     return path
+
+
+def last_start(directory: str | os.PathLike) -> str:
+    """The last line of starts.jsonl; empty where there is none."""
+    path = Path(directory) / "starts.jsonl"
+    return path.read_text("utf-8").splitlines()[-1] if path.exists() else ""
 
 
 def read_config(directory: str | os.PathLike) -> Config:
@@ -136,6 +145,8 @@ def revision() -> str:
     Empty where the code does not lie in a repository of its own.
     """
     root = Path(__file__).parent.parent
+    if (root / "REVISION").exists():  # a copy that `tfx launch` made
+        return (root / "REVISION").read_text("utf-8").strip()
     if not (root / ".git").exists():
         return ""
     git = lambda *words: subprocess.run(

@@ -159,6 +159,22 @@ def test_rows_of_all_hosts_make_the_whole_batch(kind, hosts):
             assert np.array_equal(np.concatenate([part[key] for part in parts]), array)
 
 
+@pytest.mark.parametrize("kind", ["bucket", "pack"])
+@pytest.mark.parametrize("multiple, parts", [(1, 8), (8, 1), (8, 4), (6, 4)])
+def test_a_plan_goes_on_pair_for_pair_on_other_devices(kind, multiple, parts):
+    pairs = toy(random_lengths(150))
+    planned, other = (whole(pairs, kind=kind, multiple=multiple, parts=n) for n in (1, parts))
+    assert planned.steps_per_epoch == other.steps_per_epoch
+    for step in range(2 * planned.steps_per_epoch):
+        plain, filled = planned.batch(step), other.batch(step)
+        rows = len(plain["source"])
+        assert planned.rows(step) == rows
+        assert other.rows(step) == len(filled["source"]) == -(-rows // parts) * parts
+        for key in plain:
+            np.testing.assert_array_equal(plain[key], filled[key][:rows])
+            assert not filled[key][rows:].any()
+
+
 @pytest.mark.parametrize("shapes, multiple", [(1, 1), (3, 2), (5, 8)])
 def test_shapes_are_few_and_within_the_budget(shapes, multiple):
     batches = whole(toy(random_lengths(200)), shapes=shapes, multiple=multiple)

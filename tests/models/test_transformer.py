@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import typing
 from collections import Counter
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import optax
 import pytest
 from flax import linen as nn
 
-from tfx import models, optim
+from tfx import models, optim, sharding
 from tfx.models.transformer import SIZES, Config, Transformer, check
+from tfx.nn.kernels import KERNELS
 from tfx.nn.losses import cross_entropy
 from tfx.schema import Optim
 
@@ -249,6 +251,9 @@ def test_attention_weights_of_all_layers_and_heads_can_be_had(scan):
         (dict(width=16, heads=5), r"model.heads = 5 does not divide model.width = 16; .* is 4$"),
         (dict(width=16, heads=5, key_width=3), "does not divide"),
         (dict(tie="all", vocab=29, source_vocab=30), r"one vocabulary: .*tie = 'decoder'$"),
+        (dict(remat="save_names:all"), r"^model.remat = 'save_names:all': choose from none, full"),
+        (dict(kernel="ring", attention_dropout=0.1), r"^model.kernel = 'ring' never .* scaled or"),
+        (dict(kernel="splash", attention="additive"), r"^model.kernel = 'splash' never .* dot$"),
     ],
 )
 def test_fields_that_do_not_fit_are_refused_in_one_line(changes, message):
@@ -263,6 +268,47 @@ def test_heads_need_not_divide_the_width_when_their_widths_are_given():
     config = dataclasses.replace(TINY, heads=5, key_width=3, value_width=2)
     assert isinstance(models.build(config), Transformer)
     assert count(config) == formula(config)
+
+
+# ---------------------------------------------------------------------- kernels
+
+
+def test_a_config_may_ask_for_every_kernel_that_there_is():
+    hint = typing.get_type_hints(Config)["kernel"]
+    assert {*typing.get_args(hint)} == {"auto", "xla", *KERNELS}
+
+
+def packed_batch():
+    """Two sentences a row, on both sides, of lengths that 8 does not divide."""
+    batch = {"source": ids(2, 11, [11, 9]), "target_in": ids(2, 13, [10, 13])}
+    for side, name, cut in (("source", "source", 4), ("target", "target_in", 7)):
+        real_BT, places = batch[name] > 0, np.arange(batch[name].shape[1])
+        batch[f"{side}_segments"] = np.where(real_BT, 1 + (places >= cut), 0)
+        batch[f"{side}_positions"] = np.where(places < cut, places, places - cut) + 0 * real_BT
+    return batch
+
+
+def test_a_model_on_a_ring_learns_what_it_would_alone():
+    """Losses and gradients; in a scan, under a policy that keeps what the ring made."""
+    batch = packed_batch()
+    config = dataclasses.replace(TINY, remat="save_names:attention_out")
+    params, weight_BTV = drawn(config), RANDOM.standard_normal((*batch["target_in"].shape, VOCAB))
+    real_BT1 = batch["target_segments"][..., None] > 0
+
+    def run(kernel):
+        model = Transformer(dataclasses.replace(config, kernel=kernel, dropout=0.0))
+
+        def loss(params):
+            logits_BTV = model.apply(params, batch, train=True, rngs={"dropout": KEY})
+            return jnp.where(real_BT1, weight_BTV * logits_BTV, 0).sum()
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    (alone, want), mesh = run("xla"), sharding.make_mesh(data=1, tensor=2, sequence=4)
+    with jax.set_mesh(mesh):
+        together, got = run("ring")
+    np.testing.assert_allclose(together, alone, rtol=1e-4)
+    close_gradients(got, want)
 
 
 # ------------------------------------------------------------ cached = uncached

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from tfx import sharding
 from tfx.nn.attention import SCORES, Attention, KeyValues, attend
+from tfx.nn.kernels import KERNELS, Visible
 
 FIXTURE = np.load(Path(__file__).parent.parent / "fixtures/attention.npz")
 RANDOM = np.random.default_rng(0)
@@ -230,6 +232,57 @@ def test_write_replaces_its_slots_and_no_others():
         want = getattr(old, part).copy()
         want[:, :, 3:5] = getattr(new, part)
         np.testing.assert_array_equal(getattr(written, part), want)
+
+
+# ------------------------------------------------------------------ masks, kernels
+
+
+def test_a_visible_is_the_mask_that_it_makes():
+    x_BTD, reading = normal(B, S, D), Reading(Attention(H, K, 5))
+    params = drawn(reading, x_BTD, x_BTD)
+    segments_BS = np.array([[1, 1, 2, 2, 0], [1, 2, 2, 2, 2]])
+    for visible in (
+        Visible(segments_BS, segments_BS, causal=True),
+        Visible(None, segments_BS > 0),
+        Visible(causal=True),
+        Visible(),
+    ):
+        got = reading.apply(params, x_BTD, x_BTD, visible)
+        want = reading.apply(params, x_BTD, x_BTD, visible.mask(S, S))
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("score", ["scaled", "dot"])
+def test_with_a_kernel_attention_is_what_it_was(score):
+    """Outputs and the gradients of all parameters, of a ring of 8 and of the equation."""
+    x_BTD, y_BSD = normal(B, 16, D), normal(B, 24, D)
+    visible = Visible(None, np.arange(24)[None] < np.array([[9], [24]]))
+    params = drawn(Reading(Attention(H, K, 5)), x_BTD, y_BSD)
+
+    def loss(params, kernel):
+        reading = Reading(Attention(H, K, 5, score, kernel=kernel))
+        return jnp.square(reading.apply(params, x_BTD, y_BSD, visible, train=True)).mean()
+
+    with jax.set_mesh(sharding.make_mesh(data=1, sequence=8)):
+        run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+        got, want = run(params, "ring"), run(params, "xla")
+        assert "ppermute" in str(jax.make_jaxpr(loss, 1)(params, "ring"))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_calls_that_need_the_scores_need_no_kernel(kernel):
+    """Those with an explicit mask, as in decoding; those whose weights are wanted; and `init`."""
+    x_BTD, attention = normal(B, S, D), Attention(H, K, K, kernel=kernel)
+    params = drawn(Reading(attention), x_BTD, x_BTD)
+    Reading(attention).apply(params, x_BTD, x_BTD, np.ones((1, 1, 1, S), bool))
+    sown = Reading(attention).apply(
+        params, x_BTD, x_BTD, Visible(causal=True), mutable=["intermediates"]
+    )[1]
+    assert sown["intermediates"]["attention"]["weights"][0].shape == (B, H, S, S)
+    with pytest.raises(ValueError, match=f'attention kernel "{kernel}": '):
+        Reading(attention).apply(params, x_BTD, x_BTD, Visible(causal=True))
 
 
 # ----------------------------------------------------------------------- PyTorch

@@ -1,6 +1,8 @@
 """A block is its formula; a stack is its blocks, however it runs them."""
 
 import functools
+import re
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
 from tfx.nn.attention import Attention
-from tfx.nn.block import REMAT, Block, Stack, unstack
+from tfx.nn.block import REMAT, SAVEABLE, Block, Stack, remat_policy, unstack
 from tfx.nn.mlp import Mlp
 from tfx.nn.norm import LayerNorm
 
@@ -133,7 +135,10 @@ def unrolled(params):
     return trained(stack(), params)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+NAMED = ["save_names:query,part_out", "offload:key_value,attention_out"]
+
+
+@pytest.mark.parametrize("remat", ["full", "dots", *NAMED])
 def test_neither_scan_nor_remat_changes_an_output_or_a_gradient(params, unrolled, remat):
     """With dropout on: the same keys give the same masks."""
     got = trained(stack(True, remat), params)
@@ -142,7 +147,7 @@ def test_neither_scan_nor_remat_changes_an_output_or_a_gradient(params, unrolled
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))
 
 
-@pytest.mark.parametrize("remat", REMAT)
+@pytest.mark.parametrize("remat", [*REMAT, *NAMED])
 def test_remat_is_for_training_only(params, remat):
     def checkpoints(train):
         run = lambda params: stack(True, remat).apply(
@@ -151,6 +156,66 @@ def test_remat_is_for_training_only(params, remat):
         return "remat2[" in str(jax.make_jaxpr(run)(params))
 
     assert checkpoints(train=True) == (remat != "none") and not checkpoints(train=False)
+
+
+def unrolled_layer(params, remat):
+    """The first layer, not scanned, as a function of parameters, input and memory; and those."""
+    layer = Stack(block("post", 0.0, True), 1, D, None, False, remat)
+    one = {"params": {"layers": jax.tree.map(lambda p: p[:1], params["params"]["layers"])}}
+    run = lambda params, x_BTD, memory_BSD: layer.apply(
+        *(params, x_BTD, causal_11TT, memory_BSD, padding_B11S), train=True, rngs={"dropout": KEY}
+    )[0]
+    return run, one, x_BTD, memory_BSD
+
+
+def test_no_policy_changes_a_gradient_where_layers_are_unrolled(params):
+    def gradients(remat):
+        run, *arguments = unrolled_layer(params, remat)
+        loss = lambda *arguments: jnp.square(run(*arguments)[..., 1:]).sum()
+        return jax.tree.leaves(jax.jit(jax.grad(loss, (0, 1, 2)))(*arguments))
+
+    want = gradients("none")
+    for remat in ("full", "dots", *NAMED):
+        for a, b in zip(gradients(remat), want, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))
+
+
+def kept(capsys, params, remat):
+    """What the backward pass of a layer finds: names, and what has none and is no input."""
+    jax.ad_checkpoint.print_saved_residuals(*unrolled_layer(params, remat))
+    lines = capsys.readouterr().out.splitlines()
+    named = Counter(re.findall(r" named '(.*?)'", "\n".join(lines)))
+    inputs = re.compile(r" from the argument | from a constant| of squeeze .*unstack| named ")
+    return named, [line for line in lines if not inputs.search(line)]
+
+
+# In one layer.
+TIMES = {"query": 2, "key_value": 2 * 2, "attention_out": 2, "mlp_hidden": 1, "part_out": 3}
+
+
+def test_full_keeps_the_inputs_alone_and_names_keep_what_they_name(capsys, params):
+    assert {*TIMES} == {*SAVEABLE}
+    assert kept(capsys, params, "full") == ({}, [])
+    assert len(kept(capsys, params, "none")[1]) > len(TIMES)
+    for names in (["query"], ["key_value", "part_out"], ["query", "attention_out"]):
+        want = {name: TIMES[name] for name in names}
+        assert kept(capsys, params, f"save_names:{','.join(names)}") == (want, [])
+
+
+def test_offloading_keeps_on_the_host_what_is_named(capsys, params):
+    named, others = kept(capsys, params, "offload:query")
+    assert not named and len(others) == TIMES["query"]
+    assert all(line.startswith(f"f32<host>[{B},{T},{H},{K}]") for line in others)
+
+
+@pytest.mark.parametrize(
+    "remat", ["", "half", "Full", "full:query", "save_names", "save_names:", "offload:query,scores"]
+)
+def test_an_unknown_policy_is_refused_with_all_that_there_are(remat):
+    want = f"remat = '{remat}': choose from none, full, dots, save_names:A,B and offload:A,B"
+    with pytest.raises(ValueError) as error:
+        remat_policy(remat)
+    assert str(error.value).startswith(want) and str(error.value).endswith(", ".join(SAVEABLE))
 
 
 def test_a_stack_is_its_blocks_and_its_final_norm(params):

@@ -3,7 +3,7 @@
     pairs = encode_corpora(corpora, tokenizer, cache_dir, train=True, max_length=256)
     batches = Batches(pairs, make_example, tokens=4096)
     batches.batch(step)             the whole batch of any step, at once
-    batches.batch(step, slice(4))   rows 0..3 of it: what one host needs
+    batches.batch(step, slice(4))   rows 0..3 of it, of batches.rows(step): what one host needs
 
 With subword sampling, shapes and plan stay those of the plain encoding with room for growth:
 lengths are stretched so that 9 of 10 rows fit as drawn (97 of 100 after rounding, on Multi30k);
@@ -45,12 +45,15 @@ class Batches:
         integer arrays, each at most one longer than the ids it is made of.
       tokens: padded positions a side and batch; rows are a multiple of `multiple`, and never
         fewer, even if that takes more tokens.
+      parts: rows of zeros are added up to a multiple of it. So a plan made for some devices goes
+        on, pair for pair, on any other number of them.
       kind: bucket (one pair a row) or pack (many pairs a row of `max_length`).
       shapes: how many static shapes there may be; or, for evaluation, the shapes themselves.
       train: False: every pair once, short ones first; no shuffling, weights or packing.
 
     Attributes:
       shapes: of what `batch` can return: (rows, source length, target length).
+      multiple: as given.
       steps_per_epoch, pairs_per_epoch, tokens_per_epoch (of the target, ends included).
       padding: the share of positions on both sides, filler rows too, that hold no token.
     """
@@ -64,12 +67,13 @@ class Batches:
         kind: str = "bucket",
         shapes: int | Sequence[Shape] = 5,
         multiple: int = 1,
+        parts: int = 1,
         max_length: int = 256,
         seed: int = 0,
         train: bool = True,
     ):
         self.pairs, self._make_example = pairs, make_example
-        self._train, self._seed = train, seed
+        self._train, self._seed, self.multiple = train, seed, multiple
         self._packed: Ragged | None = None
         self._keys = tuple(make_example(NONE, NONE))
         rows = lambda length: np.maximum(tokens // length // multiple, 1) * multiple
@@ -92,16 +96,24 @@ class Batches:
                 self._buckets = _bucketing(np.maximum(*room), mix, rows, shapes, max_length)
         self._now: tuple[int, plan.Epoch | None] = (-1, None)
 
-        self.shapes = [(bucket.rows, bucket.length, bucket.length) for bucket in self._buckets]
+        self._heights = [-(-bucket.rows // parts) * parts for bucket in self._buckets]
+        sized = zip(self._heights, self._buckets, strict=True)
+        self.shapes = [(height, bucket.length, bucket.length) for height, bucket in sized]
         self.steps_per_epoch = sum(bucket.steps for bucket in self._buckets)
         weights = [part.weight if train else 1.0 for part in pairs.parts]
         times = np.repeat(weights, [part.pairs for part in pairs.parts])
         self.pairs_per_epoch = round(times.sum())
         self.tokens_per_epoch = round(growth * times @ lengths[1])
-        cells = sum(bucket.steps * bucket.rows * 2 * bucket.length for bucket in self._buckets)
+        sized = zip(self._buckets, self.shapes, strict=True)
+        cells = sum(bucket.steps * height * 2 * length for bucket, (height, length, _) in sized)
         self.padding = float(1 - growth * times @ (lengths[0] + lengths[1]) / cells)
 
-    def batch(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+    def rows(self, step: int) -> int:
+        """How many rows the batch of a step has."""
+        epoch, position = self._epoch(step)
+        return self._heights[epoch.bucket[position]]
+
+    def batch(self, step: int, rows: slice | np.ndarray = slice(None)) -> dict[str, np.ndarray]:
         """The batch of a step, or those rows of it that one host needs.
 
         Returns:
@@ -112,10 +124,11 @@ class Batches:
         """
         epoch, position = self._epoch(step)
         bucket = self._buckets[epoch.bucket[position]]
-        items = epoch.items[epoch.start[position] :][: bucket.rows]
+        items = np.full(self.rows(step), -1, np.int32)
+        items[: bucket.rows] = epoch.items[epoch.start[position] :][: bucket.rows]
         row, ids = self._members(items[rows])
         if self._train and self.pairs.sampling:
-            names = np.arange(bucket.rows)[rows]
+            names = np.arange(len(items))[rows]
             sides = self._drawn(step, names[row], ids, bucket.length)
         else:
             sides = zip(self.pairs.source.take(ids), self.pairs.target.take(ids), strict=True)

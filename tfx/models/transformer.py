@@ -30,8 +30,9 @@ from flax import linen as nn
 from flax import struct
 
 from tfx.nn.attention import Attention, KeyValues
-from tfx.nn.block import Block, Stack
+from tfx.nn.block import Block, Stack, remat_policy
 from tfx.nn.dropout import Dropout
+from tfx.nn.kernels import SCALES, Visible
 from tfx.nn.linear import Embed
 from tfx.nn.mlp import Mlp
 from tfx.nn.norm import NORMS
@@ -72,7 +73,8 @@ class Config:
     tie: Literal["all", "decoder", "none"] = "all"  # which embeddings are one table
     scale_embeddings: bool = True  # by sqrt(width)
     scan: bool = False
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: str = "none"  # none | full | dots | save_names:A,B | offload:A,B: tfx/nn/block.py
+    kernel: Literal["auto", "xla", "cudnn", "splash", "ring"] = "auto"  # tfx/nn/kernels.py
     vocab: int = dataclasses.field(default=0, metadata=RUNTIME)
     source_vocab: int = dataclasses.field(default=0, metadata=RUNTIME)
     dtype: str = dataclasses.field(default="float32", metadata=RUNTIME)
@@ -113,6 +115,16 @@ def check(config: Config) -> None:
         raise ValueError(
             "model.tie = 'all' needs one vocabulary: set tokenizer.joint = true, or model.tie = "
             "'decoder'"
+        )
+    try:
+        remat_policy(config.remat)
+    except ValueError as error:
+        raise ValueError(f"model.{error}") from None
+    whole = config.attention not in SCALES or config.attention_dropout > 0
+    if config.kernel not in ("auto", "xla") and whole:
+        raise ValueError(
+            f"model.kernel = '{config.kernel}' never holds the scores: set it to 'auto', or "
+            f"model.attention_dropout to 0 and model.attention to {' or '.join(SCALES)}"
         )
 
 
@@ -160,6 +172,7 @@ class Transformer(nn.Module):
                 score=c.attention,
                 dropout=c.attention_dropout,
                 bias=c.attention_bias,
+                kernel=c.kernel,
             ),
             mlp=partial(Mlp, c.mlp, c.activation, c.mlp_dropout),
             norm=norm,
@@ -173,26 +186,22 @@ class Transformer(nn.Module):
     def encode(self, batch, train: bool = False):
         """States [B, S, D] of `batch["source"]` [B, S]; id 0 is padding."""
         source_BS = batch["source"]
-        segments_BS = batch.get("source_segments", source_BS > 0)
+        packed_BS = batch.get("source_segments")
+        itself = Visible(packed_BS, source_BS > 0 if packed_BS is None else packed_BS)
         x_BSD = self.source_embed(source_BS)
         x_BSD = self.positions(x_BSD, 0, batch.get("source_positions"))
-        mask_B1SS = _same_segment(segments_BS, segments_BS, "source_segments" in batch)
-        return self.encoder(self.drop(x_BSD, train), mask_B1SS, train=train)[0]
+        return self.encoder(self.drop(x_BSD, train), itself, train=train)[0]
 
     def decode(self, batch, memory_BSD, train: bool = False):
         """States [B, T, D] of `batch["target_in"]` [B, T], each seeing itself, those before
         it and the memory."""
-        target_BT = batch["target_in"]
-        packed = "target_segments" in batch
-        segments_BT = batch.get("target_segments", target_BT > 0)
+        packed_BT = batch.get("target_segments")
         segments_BS = batch.get("source_segments", batch["source"] > 0)
-        x_BTD = self._embed_target(target_BT, 0, batch.get("target_positions"))
-        mask_B1TT = nn.make_causal_mask(target_BT[:1], dtype=bool)
-        if packed:
-            mask_B1TT &= _same_segment(segments_BT, segments_BT, packed)
-        across_B1TS = _same_segment(segments_BT, segments_BS, packed)
+        itself = Visible(packed_BT, packed_BT, causal=True)  # which hides padding too: it is last
+        across = Visible(packed_BT, segments_BS)
+        x_BTD = self._embed_target(batch["target_in"], 0, batch.get("target_positions"))
         x_BTD = self.drop(x_BTD, train)
-        return self.decoder(x_BTD, mask_B1TT, memory_BSD, across_B1TS, train=train)[0]
+        return self.decoder(x_BTD, itself, memory_BSD, across, train=train)[0]
 
     def __call__(self, batch, train: bool = False):
         """Float32 logits [B, T, V] of the token after each of `batch["target_in"]`."""
@@ -232,10 +241,3 @@ class Transformer(nn.Module):
             x_BWD, mask_B1WS, context.memory, context.mask_B11S, cache, t * beams
         )
         return self.unembed.logits(x_BWD), cache
-
-
-def _same_segment(query_BT, key_BS, packed: bool):
-    """Mask [B, 1, T, S]: key s is no padding and, when packed, of query t's segment."""
-    if not packed:
-        return (key_BS > 0)[:, None, None]
-    return ((query_BT[:, :, None] == key_BS[:, None]) & (key_BS[:, None] > 0))[:, None]

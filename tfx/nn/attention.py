@@ -1,17 +1,20 @@
 """Attention: every query reads a mean of values, weighted by how well its key matches.
 
-`attend` is the equation. `Attention` puts learned projections around it and serves
-encoder self-attention, causal self-attention and cross-attention alike: what differs is
-only which keys and values it is given, and the mask.
+`attend` is the equation. `Attention` puts learned projections around it, or around a kernel
+of tfx/nn/kernels.py, and serves encoder self-attention, causal self-attention and
+cross-attention alike: what differs is only which keys and values it is given, and the mask.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn import initializers
 
+from tfx.nn import kernels
 from tfx.nn.dropout import Dropout
+from tfx.nn.kernels import Visible
 from tfx.nn.linear import Linear, parameter
 
 
@@ -97,6 +100,9 @@ class Attention(nn.Module):
       score: one of `SCORES`.
       dropout: on the attention weights.
       bias: whether the four projections have one.
+      kernel: one of `kernels.KERNELS`, "xla" (`attend`) or "auto"; see `kernels.choose`. Calls
+        that need the scores are "xla" in any case: those with an explicit mask, which
+        decoding has, and those whose weights are wanted.
 
     The weights [B, H, T, S] of each call are sown as "weights" into the collection
     "intermediates".
@@ -108,6 +114,7 @@ class Attention(nn.Module):
     score: str = "scaled"
     dropout: float = 0.0
     bias: bool = True
+    kernel: str = "auto"
 
     def setup(self):
         keys = {"H": self.heads, "K": self.key_width}
@@ -119,15 +126,44 @@ class Attention(nn.Module):
 
     def keys_values(self, y_BSD: jax.Array) -> KeyValues:
         """Project what is to be read."""
-        return KeyValues(self.key(y_BSD).swapaxes(1, 2), self.value(y_BSD).swapaxes(1, 2))
+        k_BSHK, v_BSHK = checkpoint_name((self.key(y_BSD), self.value(y_BSD)), "key_value")
+        return KeyValues(k_BSHK.swapaxes(1, 2), v_BSHK.swapaxes(1, 2))
 
     @nn.compact
-    def __call__(self, x_BTD, keys_values: KeyValues, mask_B1TS=None, train: bool = False):
-        """Read `keys_values` with queries made from x; returns [B, T, D]."""
+    def __call__(self, x_BTD, keys_values: KeyValues, mask=None, train: bool = False):
+        """Read `keys_values` with queries made from x; returns [B, T, D].
+
+        Args:
+          mask: a `Visible`, or a bool array as `attend` takes it; None: all is read.
+        """
+        q_BTHK = checkpoint_name(self.query(x_BTD), "query")
         k_BSHK, v_BSHK = keys_values.k_BHSK.swapaxes(1, 2), keys_values.v_BHSK.swapaxes(1, 2)
-        scores_BHTS = SCORES[self.score](self, self.query(x_BTD), k_BSHK)
-        dropout = lambda weights: self.drop(weights, train)
-        y_BTHK, weights_BHTS = attend(scores_BHTS, v_BSHK, mask_B1TS, dropout)
-        self.sow("intermediates", "weights", weights_BHTS)
+        mask = Visible() if mask is None else mask
+        kernel = self._kernel(q_BTHK, k_BSHK, v_BSHK, mask, train)
+        if kernel == "xla":
+            if isinstance(mask, Visible):
+                mask = mask.mask(q_BTHK.shape[1], k_BSHK.shape[1])
+            scores_BHTS = SCORES[self.score](self, q_BTHK, k_BSHK)
+            dropout = lambda weights: self.drop(weights, train)
+            y_BTHK, weights_BHTS = attend(scores_BHTS, v_BSHK, mask, dropout)
+            self.sow("intermediates", "weights", weights_BHTS)
+            y_BTHK = checkpoint_name(y_BTHK, kernels.OUT)
+        else:
+            scale = self.key_width ** kernels.SCALES[self.score]
+            y_BTHK = kernels.run(kernel, q_BTHK, k_BSHK, v_BSHK, mask, scale)
         out = Linear("BTHK,HKD->BTD", {"D": x_BTD.shape[-1]}, self.bias, name="out")
         return out(y_BTHK)
+
+    def _kernel(self, q_BTHK, k_BSHK, v_BSHK, mask, train: bool) -> str:
+        """Which kernel runs; said in the log."""
+        if self.is_initializing():
+            return "xla"
+        needs = "" if isinstance(mask, Visible) else "its mask is explicit"
+        if self.is_mutable_collection("intermediates"):
+            needs = "its weights are wanted"
+        rate = self.dropout if train else 0.0
+        rest = dict(score=self.score, dropout=rate, needs_scores=needs)
+        facts = kernels.facts_of(q_BTHK, k_BSHK, v_BSHK, mask, **rest)
+        chosen, reasons = kernels.choose(self.kernel, facts)
+        kernels.say(chosen, tuple(reasons.items()))
+        return chosen

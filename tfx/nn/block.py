@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from tfx.nn.attention import KeyValues
 from tfx.nn.dropout import Dropout
@@ -22,6 +23,39 @@ REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+# What a policy may name: the projections of attention, what its kernel made of them, the inner
+# layer of the mlp, and the output of each part of a block.
+SAVEABLE = ("query", "key_value", "attention_out", "mlp_hidden", "part_out")
+
+
+def remat_policy(remat: str):
+    """What the backward pass may find saved rather than compute again, as jax takes it.
+
+    Args:
+      remat: "none" saves all, "full" nothing but each layer's input, "dots" the results of
+        the projections, "save_names:A,B" those of `SAVEABLE` that are named, "offload:A,B"
+        those too, in the memory of the host.
+
+    Raises:
+      ValueError: no such policy.
+    """
+    kind, _, rest = remat.partition(":")
+    names = rest.split(",")
+    if kind in ("save_names", "offload") and {*names} <= {*SAVEABLE}:
+        if kind == "save_names":
+            return jax.checkpoint_policies.save_only_these_names(*names)
+        return jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=names,
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    if remat not in REMAT:
+        raise ValueError(
+            f"remat = '{remat}': choose from {', '.join(REMAT)}, save_names:A,B and offload:A,B, "
+            f"where A and B are of {', '.join(SAVEABLE)}"
+        )
+    return REMAT[remat]
 
 
 class Block(nn.Module):
@@ -55,12 +89,11 @@ class Block(nn.Module):
         """Keys and values of a memory, for the cross-attention."""
         return self.cross_attention.keys_values(memory_BSD)
 
-    def __call__(
-        self, x_BTD, mask_B1TS, memory=None, memory_mask_B1TS=None, cache=None, slot=0, train=False
-    ):
+    def __call__(self, x_BTD, mask, memory=None, memory_mask=None, cache=None, slot=0, train=False):
         """One layer.
 
         Args:
+          mask, memory_mask: what may be read of x and of the memory; see `Attention`.
           memory: encoder states [B, S, D], or what `read` made of them.
           cache: keys and values of earlier tokens; those of x are written from `slot` on,
             and the mask then speaks of the cache's slots.
@@ -70,20 +103,20 @@ class Block(nn.Module):
         """
 
         def around(norm, part, x_BTD):
-            if self.order == "pre":
-                return x_BTD + self.drop(part(norm(x_BTD)), train)
-            return norm(x_BTD + self.drop(part(x_BTD), train))
+            y_BTD = part(norm(x_BTD) if self.order == "pre" else x_BTD)
+            x_BTD = x_BTD + self.drop(checkpoint_name(y_BTD, "part_out"), train)
+            return x_BTD if self.order == "pre" else norm(x_BTD)
 
         def look_back(y_BTD):
             nonlocal cache
             seen = self.self_attention.keys_values(y_BTD)
             if cache is not None:
                 cache = seen = cache.write(seen, slot)
-            return self.self_attention(y_BTD, seen, mask_B1TS, train)
+            return self.self_attention(y_BTD, seen, mask, train)
 
         def look_across(y_BTD):
             seen = memory if isinstance(memory, KeyValues) else self.read(memory)
-            return self.cross_attention(y_BTD, seen, memory_mask_B1TS, train)
+            return self.cross_attention(y_BTD, seen, memory_mask, train)
 
         x_BTD = around(self.self_norm, look_back, x_BTD)
         if self.cross:
@@ -100,8 +133,7 @@ class Stack(nn.Module):
       width: D, of the input and of the memory.
       final_norm: makes the norm after the last block, or None.
       scan: run the layers as one `lax.scan`; else unrolled.
-      remat: what the backward pass may find saved rather than compute again: "none" saves
-        all, "full" nothing but each layer's input, "dots" the results of the projections.
+      remat: see `remat_policy`.
       layerdrop: probability of skipping a layer while training (Fan et al., 2020).
     """
 
@@ -131,17 +163,17 @@ class Stack(nn.Module):
         read = lambda params: block.apply({"params": params}, memory_BSD, method="read")
         return tuple(read(params) for params in unstack(self.layers, self.depth))
 
-    def __call__(
-        self, x_BTD, mask_B1TS, memory=None, memory_mask_B1TS=None, cache=None, slot=0, train=False
-    ):
+    def __call__(self, x_BTD, mask, memory=None, memory_mask=None, cache=None, slot=0, train=False):
         """All layers; see `Block`. `cache`, and `memory` if it comes from `read`, are tuples
         with one entry a layer; layers are then always unrolled."""
+        if self.is_initializing():  # all parameters are there: no layer needs to be run
+            return x_BTD if self.final_norm is None else self.norm(x_BTD), cache
         block, capture = self.block(parent=None), self.is_mutable_collection("intermediates")
         keys = jax.random.split(self.make_rng("dropout"), self.depth) if train else None
 
         def layer(x_BTD, inputs):
             params, key, memory, cache = inputs
-            arguments = (x_BTD, mask_B1TS, memory, memory_mask_B1TS, cache, slot, train)
+            arguments = (x_BTD, mask, memory, memory_mask, cache, slot, train)
             rngs = {"dropout": key} if train else None
             collect = ["intermediates"] if capture else False
             out = block.apply({"params": params}, *arguments, rngs=rngs, mutable=collect)
@@ -151,8 +183,9 @@ class Stack(nn.Module):
                 y_BTD = jnp.where(keep, y_BTD, x_BTD)
             return y_BTD, (cache, sown)
 
-        if REMAT[self.remat] is not None and train:
-            layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=not self.scan)
+        policy = remat_policy(self.remat)
+        if policy is not None and train:
+            layer = jax.checkpoint(layer, policy=policy, prevent_cse=not self.scan)
         per_layer = isinstance(memory, tuple)
         if self.scan and cache is None and not per_layer:
             step = lambda x_BTD, inputs: layer(x_BTD, (*inputs, memory, None))

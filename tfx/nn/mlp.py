@@ -4,6 +4,7 @@ import functools
 
 import jax
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from tfx.nn.dropout import Dropout
 from tfx.nn.linear import Linear
@@ -45,5 +46,5 @@ class Mlp(nn.Module):
             h_BTF = GATED[self.activation](inner(name="gate")(x_BTD)) * inner(name="up")(x_BTD)
         else:
             h_BTF = ACTIVATIONS[self.activation](inner(name="up")(x_BTD))
-        h_BTF = Dropout(self.dropout)(h_BTF, train)
+        h_BTF = Dropout(self.dropout)(checkpoint_name(h_BTF, "mlp_hidden"), train)
         return Linear("BTF,FD->BTD", {"D": x_BTD.shape[-1]}, self.bias, name="down")(h_BTF)

@@ -1,0 +1,180 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import pytest
+
+from tfx import hosts
+
+
+def run(code, *words, timeout=60):
+    """Python in a process of its own; its exit code, what it wrote to stderr, and its seconds."""
+    began = time.time()
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, words)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
+    return done.returncode, done.stderr, time.time() - began
+
+
+def free_port():
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]
+
+
+def test_where_no_cluster_is_detected_a_run_has_one_process():
+    code = "from tfx import hosts; hosts.join(); print(hosts.leads(), hosts.gather('x'))"
+    assert run(code)[0] == 0
+    hosts.join()  # devices are in use here, so no cluster could be joined: nor is one wanted
+    assert jax.process_count() == 1 and hosts.leads()
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (dict(distributed="yes"), "--distributed=yes: choose from auto, on, off"),
+        (dict(distributed="off", num_processes=2), "--distributed=off leaves no place"),
+        (dict(coordinator="somewhere"), "want HOST:PORT"),
+        (dict(coordinator="a:1", num_processes=2, process_id=2), "count from 0"),
+        (dict(num_processes=-1), "count from 0"),
+        (dict(coordinator="a:99999", num_processes=2, process_id=0), "want HOST:PORT"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused_at_once(words, message):
+    with pytest.raises(ValueError, match=message):
+        hosts.join(**words)
+
+
+@pytest.mark.parametrize("words", ["distributed='on'", "coordinator='127.0.0.1:1'"])
+def test_what_is_neither_given_nor_detected_is_asked_for(words):
+    code, error, _ = run(f"from tfx import hosts; hosts.join({words})")
+    assert code == 1
+    assert "ValueError: cannot join the run" in error and "give --coordinator" in error
+
+
+def test_a_coordinators_port_that_is_taken_is_refused():
+    with socket.create_server(("", 0)) as server:
+        where = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ValueError, match=f"{where}: process 0 cannot listen: .*in use"):
+            hosts.join("on", where, 2, 0)
+
+
+@pytest.mark.parametrize(
+    "host, process, why",
+    [
+        ("127.0.0.1", 1, "process 0 does not answer there"),
+        ("no-such-host.invalid", 1, "no-such-host.invalid is no known host"),
+        ("127.0.0.1", 0, "not all 2 processes came within 3 s"),
+    ],
+)
+def test_who_waits_in_vain_ends_in_time_with_the_cause_in_one_line(host, process, why):
+    where = f"{host}:{free_port()}"
+    code = "import sys; from tfx import hosts; hosts.join('on', sys.argv[1], 2, {}, seconds=3)"
+    exit_code, error, seconds = run(code.format(process), where)
+    assert exit_code == 2 and seconds < 40
+    assert [line for line in error.splitlines() if line.startswith("error:")] == [
+        line for line in error.splitlines() if f"--coordinator={where}" in line and why in line
+    ]
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """Set what the other process says; this one is process `here`."""
+
+    def others(said, here=0):
+        both = lambda text: [text, said] if here == 0 else [said, text]
+        monkeypatch.setattr(hosts, "gather", both)
+        monkeypatch.setattr(hosts, "leads", lambda: here == 0)
+
+    return others
+
+
+def test_processes_that_differ_are_told_in_what_and_how(two):
+    mine = {"tfx": "0.1.0", "optim.lr": 1.0, "seed": 0}
+    two(json.dumps(mine))
+    hosts.agree(mine, "never said")
+    two(json.dumps(mine | {"optim.lr": 2.0, "new": 1}))
+    with pytest.raises(ValueError) as error:
+        hosts.agree(mine, "start again")
+    assert str(error.value) == (
+        "the processes differ: optim.lr is 1.0 on process 0 and 2.0 on process 1; "
+        "new is null on process 0 and 1 on process 1; start again"
+    )
+
+
+def test_what_fails_in_one_process_ends_all(two):
+    def fail():
+        raise FileNotFoundError("a.txt: no such file")
+
+    two("")
+    assert hosts.in_turn(lambda: 3) == 3
+    with pytest.raises(FileNotFoundError):
+        hosts.in_turn(fail)
+    two("a.txt: no such file", here=1)
+    with pytest.raises(ValueError, match=r"process 0: a\.txt: no such file"):
+        hosts.in_turn(lambda: pytest.fail("process 0 could not write what this would read"))
+
+
+def test_a_signal_sets_a_flag_and_a_second_one_acts():
+    received, before = [], signal.signal(signal.SIGTERM, lambda number, frame: received.append(1))
+    try:
+        with hosts.stop_requests() as stopping:
+            assert stopping() == 0
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stopping() == signal.SIGTERM and not received
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert received
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+HANGS = """
+import sys, time
+import jax
+from tfx import config, train
+
+jax.config.update("jax_disable_most_optimizations", True)
+make = train.make_train_step
+
+def slow(*arguments):
+    step, done = make(*arguments), []
+    def run(state, batch):
+        done.append(1)
+        time.sleep(60 if len(done) == 4 else 0)
+        return step(state, batch)
+    return run
+
+train.make_train_step = slow
+chosen = config.tiny(config.defaults())
+chosen.data.update(source="files", train=sys.argv[2])
+chosen.tokenizer.kind, chosen.eval.every = "bytes", 0
+chosen.train.update(steps=8, watchdog=2)
+train.train(config.freeze(chosen), sys.argv[1])
+"""
+
+
+def test_a_step_that_hangs_ends_the_process_with_all_stacks(toy, tmp_path):
+    code, error, _ = run(HANGS, tmp_path, f"{toy}/train.a,{toy}/train.b")
+    assert code == 1
+    assert "Timeout" in error and "in _loop" in error and "Thread" in error
+
+
+def test_the_watchdog_sleeps_until_the_first_piece_of_work_is_done():
+    code = """
+        import time
+        from tfx import hosts
+        with hosts.watchdog(1) as alive:
+            time.sleep(2)
+            alive()
+            time.sleep(0.5)
+            alive()
+        time.sleep(1.5)
+        with hosts.watchdog(0) as alive:
+            alive()
+    """
+    assert run(code)[0] == 0

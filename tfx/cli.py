@@ -1,0 +1,138 @@
+"""How does a function become a command? Its parameters are its flags, its docstring its help.
+
+A parameter is annotated with its type, what stands for its value in the help, and the help.
+Two are no flags: `overrides` takes all `--config.KEY=VALUE`, `command` all behind `--`. Wrong
+input becomes one line, `error: ...`, and exit code 2.
+"""
+
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from absl import flags
+
+import tfx
+from tfx import config as configs
+
+
+def run(verbs: Mapping[str, Callable], words: Sequence[str]) -> int:
+    """Run `VERB ...`; returns the exit code. `--debug` shows the traceback of any error."""
+    words = list(words)
+    ours = words[: words.index("--")] if "--" in words else words
+    debug = "--debug" in ours
+    try:
+        return _run(verbs, [w for w in ours if w != "--debug"] + words[len(ours) :]) or 0
+    except BrokenPipeError:  # the reader, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        if debug or not _about_input(error):
+            raise
+        print(f"error: {_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _run(verbs, words: list[str]) -> int | None:
+    if not words or words[0] in ("--help", "-h", "help"):
+        print("usage: tfx VERB [flags]; tfx VERB --help says more\n")
+        for verb, function in verbs.items():
+            print(f"  {verb:11}{inspect.cleandoc(function.__doc__).partition(chr(10))[0]}")
+        return 0
+    if words[0] == "--version":
+        print(f"tfx {tfx.__version__}")
+        return 0
+    verb = words[0]
+    if verb not in verbs:
+        hint = configs.did_you_mean(verb, verbs) or f"; choose from {', '.join(verbs)}"
+        raise ValueError(f"{verb}: no such verb{hint}")
+    if {"--help", "-h"} & {*words[: words.index("--") if "--" in words else None]}:
+        print(_help(verb, verbs[verb]))
+        return 0
+    return verbs[verb](**parse(verb, verbs[verb], words[1:]))
+
+
+def parse(verb: str, function: Callable, words: list[str]) -> dict[str, Any]:
+    """The arguments of a verb's function, from the words of the command line."""
+    cut = words.index("--") if "--" in words else len(words)
+    words, command = words[:cut], words[cut + 1 :]
+    overrides = [word for word in words if re.match(r"--?(no)?config\.", word)]
+    words = [word for word in words if word not in overrides]
+    define = {str: flags.DEFINE_string, bool: flags.DEFINE_bool, int: flags.DEFINE_integer}
+    values, parameters = flags.FlagValues(), dict(inspect.signature(function).parameters)
+    more = {"overrides": overrides, "command": command}
+    more = {name: given for name, given in more.items() if parameters.pop(name, None)}
+    if overrides and "overrides" not in more:
+        raise ValueError(f"{overrides[0]}: tfx {verb} takes no config")
+    if command and "command" not in more:
+        raise ValueError(f"{command[0]}: tfx {verb} takes no command")
+    for name, parameter in parameters.items():
+        kind, _, text = get_args(parameter.annotation)
+        default = None if parameter.default is parameter.empty else parameter.default
+        define[kind](name, default, text, flag_values=values)
+    try:
+        rest = values([verb, *words])[1:]
+    except flags.UnrecognizedFlagError as error:
+        hint = configs.did_you_mean(error.flagname, parameters)
+        hint = hint.replace("mean ", "mean --") or f"; see tfx {verb} --help"
+        raise ValueError(f"--{error.flagname}: no such flag of tfx {verb}{hint}") from None
+    except flags.IllegalFlagValueError as error:
+        given, _, _ = str(error).removeprefix("flag ").partition(": ")
+        kind, *_ = get_args(parameters[given.strip("-").partition("=")[0]].annotation)
+        raise ValueError(f"{given}: want {configs.KINDS[kind]}") from None
+    except flags.Error as error:
+        raise ValueError(f"{error}; see tfx {verb} --help") from None
+    if rest:
+        raise ValueError(f'"{rest[0]}": not a flag; write --flag=value, see tfx {verb} --help')
+    arguments = {name: getattr(values, name) for name in parameters}
+    for name, value in arguments.items():
+        if value is None:
+            raise ValueError(f"--{name} is missing; see tfx {verb} --help")
+    return arguments | more
+
+
+def _help(verb: str, function: Callable) -> str:
+    parameters = dict(inspect.signature(function).parameters)
+    more = {"overrides": "[--config.KEY=VALUE ...]", "command": "-- COMMAND ..."}
+    ends = [text for name, text in more.items() if parameters.pop(name, None)]
+    usage, rows = [f"usage: tfx {verb}"], []
+    for name, parameter in parameters.items():
+        _, shown, text = get_args(parameter.annotation)
+        flag = f"--{name}={shown}" if shown else f"--{name}"
+        required = parameter.default is parameter.empty
+        usage += [flag if required else f"[{flag}]"]
+        default = f" (default: {parameter.default})" if parameter.default and not required else ""
+        rows += [f"  {flag:26} {text}{default}"]
+    rows += [f"  {'--debug':26} show the traceback of an error"]
+    about = inspect.cleandoc(function.__doc__)
+    return "\n".join([" ".join(usage + ends), "", about, "", *rows])
+
+
+def _about_input(error: Exception) -> bool:
+    """Whether an error is about what the user gave, and not a bug.
+
+    Then tfx itself raised it, or it is about a file. JAX cuts its own frames out of a
+    traceback, and leaves a note about that.
+    """
+    if isinstance(error, OSError):
+        kinds = FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError
+        return isinstance(error, (*kinds, PermissionError))
+    frame = error.__traceback__
+    while frame.tb_next:
+        frame = frame.tb_next
+    inside = frame.tb_frame.f_code.co_filename.startswith(str(Path(tfx.__file__).parent))
+    return inside and not getattr(error, "__notes__", None)
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    rows = str(error).splitlines()[1:]
+    if rows and all(row.startswith("  ") for row in rows):
+        return str(error)  # a table: several things at once
+    return " ".join(str(error).split())

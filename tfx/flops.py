@@ -1,0 +1,115 @@
+"""How much arithmetic is in a step, and how fast could a device do it?
+
+Counted by formula: the matrix products, two operations for a multiplication and an addition,
+so 2 m n k for [m, k] times [k, n]. Attention counts the full square of queries and keys, masked
+or not (the convention of Narayanan et al., 2021, "Megatron-LM", appendix), logits are counted,
+and a backward pass costs two forward ones. Look-ups, norms, softmax and dropout are left out.
+XLA's own count is no substitute: it takes the body of a loop over layers once.
+"""
+
+import re
+from collections import Counter
+from typing import NamedTuple
+
+from tfx.models import MODELS
+from tfx.nn.mlp import GATED
+
+Shape = tuple[int, int, int]  # rows, source length, target length
+
+
+class Chip(NamedTuple):
+    """What one device of JAX can do at best."""
+
+    flops: float  # a second, bfloat16, dense
+    memory: float  # bytes
+    bandwidth: float  # bytes a second, to its memory
+    links: float  # bytes a second that it sends to other chips, all links together, one way
+
+
+GIB = 2**30
+# Cloud TPU documentation, one page a generation (docs.cloud.google.com/tpu/docs/v5e, ...): it
+# gives links both ways together, here halved; v4 from its paper (Jouppi et al., 2023: six links
+# of 50 GB/s). NVIDIA's data sheets of the A100 80GB, H100 and H200 SXM: dense, NVLink one way.
+CHIPS = {
+    "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9),
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9),
+    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9),
+    "v6e": Chip(918e12, 32 * GIB, 1638e9, 400e9),
+    "TPU7x": Chip(2307e12 / 2, 96 * GIB, 7380e9 / 2, 600e9 / 2),  # a chip is two devices
+    "A100": Chip(312e12, 80 * GIB, 2039e9, 300e9),
+    "H100": Chip(989e12, 80 * GIB, 3350e9, 450e9),
+    "H200": Chip(989e12, 141 * GIB, 4800e9, 450e9),
+}
+KINDS = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}  # as JAX calls them
+
+
+def chip(kind: str) -> Chip | None:
+    """The chip of a `device_kind`, such as "TPU v4" or "NVIDIA H100 80GB HBM3"; None for a CPU
+    and whatever else is not in the table."""
+    words = [KINDS.get(kind, ""), *re.split(r"[ -]", kind)]
+    return next((CHIPS[word] for word in words if word in CHIPS), None)
+
+
+def mfu(flops: float, seconds: float, devices: int, kind: str) -> float | None:
+    """Model FLOPs utilisation (Chowdhery et al., 2022, appendix B): the share of the devices'
+    peak that `flops` in `seconds` are. None where the peak is not known."""
+    found = chip(kind)
+    return flops / (seconds * devices * found.flops) if found else None
+
+
+def forward(config, shape: Shape, beams: int = 1) -> int:
+    """FLOPs of a forward pass of a model config over a batch.
+
+    Args:
+      beams: hypotheses of each source, `shape`'s target being the longest of them: then this
+        is what a search costs that keeps keys and values.
+    """
+    return FORMULAS[_family(config)](config, shape, beams).total()
+
+
+def training(config, shape: Shape) -> int:
+    """FLOPs of one training step, forward and backward, without what is computed twice."""
+    return 3 * forward(config, shape)
+
+
+def recomputed(config, shape: Shape) -> int:
+    """FLOPs that a training step repeats to save memory: `remat` of a model config. Not part of
+    the model's own, so MFU never counts them. Where single names are saved, at most so many."""
+    parts = FORMULAS[_family(config)](config, shape, 1)
+    layers = ("projections", "attention", "mlp")
+    again = {"none": (), "dots": ("attention",)}.get(config.remat, layers)
+    return sum(parts[name] for name in again)
+
+
+def transformer(config, shape: Shape, beams: int) -> Counter:
+    """FLOPs of a forward pass, by part."""
+    (rows, source, target), c, parts = shape, config, Counter()
+    head = c.width // c.heads
+    widths = c.heads * ((c.key_width or head) + (c.value_width or head))
+    sources, targets = rows * source, rows * beams * target  # tokens
+
+    def attend(layers: int, queries: int, keys: int, length: int) -> None:
+        parts["projections"] += layers * 2 * c.width * widths * (queries + keys)
+        parts["attention"] += layers * 2 * widths * queries * length
+        if c.attention == "general":
+            parts["attention"] += layers * 2 * c.heads * queries * (c.key_width or head) ** 2
+
+    def feed(layers: int, tokens: int) -> None:
+        matrices = 3 if c.activation in GATED else 2
+        parts["mlp"] += layers * 2 * tokens * c.width * c.mlp * matrices
+
+    attend(c.depth, sources, sources, source)
+    feed(c.depth, sources)
+    layers = c.decoder_depth or c.depth
+    attend(layers, targets, targets, target)
+    attend(layers, targets, sources, source)
+    feed(layers, targets)
+    parts["logits"] += 2 * targets * c.width * c.vocab
+    return parts
+
+
+FORMULAS = {"transformer": transformer}
+
+
+def _family(config) -> str:
+    return next(name for name, family in MODELS.items() if isinstance(config, family.Config))

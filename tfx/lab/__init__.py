@@ -1,0 +1,1 @@
+"""What stands around many runs; a run itself imports nothing of it."""
