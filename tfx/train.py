@@ -22,7 +22,18 @@ from flax import linen as nn
 from rich.table import Table
 
 import tfx
-from tfx import assemble, checkpoint, evaluate, hosts, metrics, optim, sharding, translate, workdir
+from tfx import (
+    assemble,
+    checkpoint,
+    evaluate,
+    flops,
+    hosts,
+    metrics,
+    optim,
+    sharding,
+    translate,
+    workdir,
+)
 from tfx import config as configs
 from tfx.data import pipeline
 from tfx.objectives import OBJECTIVES
@@ -156,9 +167,11 @@ def put_together(config: Config, directory: Path, mesh, say, multiple: int = 0) 
     model = assemble.build_model(config, ids)
     tx = optim.build(config.optim, config.train.steps, config.model.width)
     like, shardings = init_state(config, model, tx, mesh)
+    sharding.check(assemble.abstract_parameters(model), (), mesh)
     cuts = sharding.batch_parts(mesh) * config.train.accum
     planned = dict(multiple=multiple or cuts, parts=cuts)
     batches = assemble.open_batches(config, ids, directory, "train", **planned, say=say)
+    sharding.check((), [n for _, *sides in batches.shapes for n in sides], mesh)
     shapes = ", ".join(f"{rows}x{source}+{target}" for rows, source, target in batches.shapes)
     say(
         f"batches: {batches.steps_per_epoch:,} an epoch, shapes {shapes}, "
@@ -176,9 +189,10 @@ def count(params) -> int:
 
 def first_state(config: Config, parts: Parts, mesh, checkpoints, say) -> tuple[TrainState, dict]:
     """The state to go on from, and what the run remembers beside it: the best validation value,
-    evaluations since, the last BLEU, which data and tokenizer it is bound to, and of what its
-    batches' rows are a multiple."""
+    evaluations since, the last BLEU, which data and tokenizer it is bound to, of what its batches'
+    rows are a multiple, when it began and how many seconds of training are in the state."""
     bound = {"data": parts.batches.pairs.fingerprint, "tokenizer": parts.ids.fingerprint}
+    begun = {"multiple": parts.batches.multiple, "began": time.time(), "productive": 0.0}
     if checkpoints.steps:
         state, memory = checkpoints.restore(parts.like)
         for what, text in (("data", "training data"), ("tokenizer", "tokenizer")):
@@ -188,15 +202,14 @@ def first_state(config: Config, parts: Parts, mesh, checkpoints, say) -> tuple[T
                     "or start a new workdir with --config.init_from"
                 )
         say(f"resuming from step {int(state.step):,}")
-        return state, {"multiple": parts.batches.multiple} | memory
+        return state, begun | memory
     params = None
     if config.init_from:
         with checkpoint.Checkpoints(config.init_from) as others:
             params = others.weights(parts.like.params, others.choose()[0])
         say(f"starting from the weights of {config.init_from}")
     state = create_state(config, parts.model, parts.tx, parts.shardings, params)
-    memory = {"best": None, "stale": 0, "bleu": None, "multiple": parts.batches.multiple}
-    return state, memory | bound
+    return state, {"best": None, "stale": 0, "bleu": None} | begun | bound
 
 
 def train(config: Config, directory: str, provenance: dict | None = None) -> dict:
@@ -249,7 +262,7 @@ def _loop(
     config, parts, mesh, state, memory, validate, checkpoints, writer, screen, stopping
 ) -> dict:
     train_step = make_train_step(config, make_loss(config, parts.model), parts.tx, parts.shardings)
-    report = Report(config, parts.batches.steps_per_epoch, writer, screen)
+    report = Report(config, parts, mesh, writer, screen)
     every, done, started = config.checkpoint.every, int(state.step), int(state.step)
     fetch = lambda step: assemble.fetch(parts.batches, step, mesh)
     with (
@@ -291,10 +304,12 @@ def _loop(
             state, sums = train_step(state, batch)
             done += 1
             # Log.
-            report.add(sums)
+            report.add(sums, batch)
             alive()
             if done % config.train.log_every == 0:
                 report.flush(done, memory)
+    spent = time.time() - memory["began"]
+    screen.say(f"goodput {memory['productive'] / spent:.1%} of {spent:,.0f} s since the run began")
     compiled = train_step._cache_size()
     return {"step": done, "compiled": compiled, "memory": memory, **report.last}
 
@@ -306,15 +321,19 @@ class Report:
     no more than two steps are ever in flight, so that a signal is heard within seconds.
     """
 
-    def __init__(self, config: Config, steps_per_epoch: int, writer, screen):
+    def __init__(self, config: Config, parts: Parts, mesh, writer, screen):
         self.last: dict[str, float] = {}
-        self._pending, self._since = [], time.time()
-        self._writer, self._screen, self._steps_per_epoch = writer, screen, steps_per_epoch
+        self._pending, self._since, self._flops = [], time.time(), 0
+        self._writer, self._screen, self._model = writer, screen, parts.model.config
+        self._steps_per_epoch = parts.batches.steps_per_epoch
+        self._devices = mesh.size, mesh.devices.flat[0].device_kind
         self._rate = optim.schedule(config.optim, config.train.steps, config.model.width)
 
-    def add(self, sums: dict) -> None:
-        """One step's sums, still being computed."""
+    def add(self, sums: dict, batch: dict) -> None:
+        """One step's sums, still being computed, and what it was taken on."""
         self._pending.append(sums)
+        shape = (*batch["source"].shape, batch["target_in"].shape[1])
+        self._flops += flops.training(self._model, shape)
         jax.block_until_ready(self._pending[-2:][0])
 
     def flush(self, done: int, memory: dict) -> None:
@@ -337,10 +356,14 @@ class Report:
             "grad_norm": total["grad_norm"] / len(rows),
             "tokens_per_second": total["weight"] / seconds,
             "epoch": done / self._steps_per_epoch,
+            "tflops_per_second": self._flops / seconds / 1e12,
         }
+        share = flops.mfu(self._flops, seconds, *self._devices)
+        self.last |= {"mfu": share} if share is not None else {}
+        memory["productive"] += seconds
         self._writer.write(done, "train", **self.last)
         self._screen.step(done, self.last, memory["bleu"])
-        self._pending, self._since = [], time.time()
+        self._pending, self._since, self._flops = [], time.time(), 0
 
     @contextlib.contextmanager
     def paused(self):
