@@ -85,6 +85,8 @@ def test_help_and_plain_mistakes_need_no_jax():
 
 # ----------------------------------------------------------------- wrong input
 
+PROFILED = "train --config=quickstart --workdir=/nowhere --profile"
+
 
 @pytest.mark.parametrize(
     "words, expected",
@@ -107,6 +109,12 @@ def test_help_and_plain_mistakes_need_no_jax():
         ("eval --workdir=/nowhere", "/nowhere: no run here"),
         ("list --workdir=/nowhere", "/nowhere: no runs here"),
         ("score --workdir=x --source=/nowhere --target=/nowhere", "/nowhere: "),
+        (f"{PROFILED}=20:10", "--profile=20:10: want FIRST:LAST, counted from 1, such as 10:20"),
+        (f"{PROFILED}=0:10", "--profile=0:10: want FIRST:LAST"),
+        (f"{PROFILED}=ten:20", "--profile=ten:20: want FIRST:LAST"),
+        (f"{PROFILED}=10:2000", "--profile=10:2000: this start takes 1,200 steps"),
+        (f"{PROFILED}=390:410", "--profile=390:410: an evaluation or a save follows step 400"),
+        (f"{PROFILED}=10:20 --dry_run", "--profile=10:20: --dry_run takes no step"),
     ],
 )
 def test_a_mistake_is_one_line(words, expected, capsys):
@@ -189,11 +197,21 @@ def test_train_gets_the_config_and_where_it_comes_from(monkeypatch, tmp_path):
     module(monkeypatch, "train", train=lambda *given: calls.append(given), Diverged=ArithmeticError)
     where = str(tmp_path / "new")
     assert main(["train", TINY, "--workdir", where, "--config.optim.lr=0.25"]) == 0
-    [(config, directory, provenance)] = calls
+    [(config, directory, provenance, profile)] = calls
     assert (config.optim.lr, config.model.width, directory) == (0.25, 16, where)
     assert provenance["overrides"] == {"optim.lr": 0.25}
     command = ["tfx", "train", TINY, f"--workdir={where}", "--config.optim.lr=0.25"]
-    assert provenance["argv"] == command
+    assert provenance["argv"] == command and profile is None
+
+
+def test_steps_to_profile_are_those_of_this_start(monkeypatch, tmp_path):
+    calls = []
+    module(monkeypatch, "train", train=lambda *given: calls.append(given), Diverged=ArithmeticError)
+    (tmp_path / "checkpoints" / "400").mkdir(parents=True)
+    words = ["train", "--config=quickstart", f"--workdir={tmp_path}", "--profile"]
+    assert main([*words, "301:400"]) == 0
+    assert calls[0][3] == (701, 800)  # a save that follows the last one does no harm
+    assert main([*words, "301:401"]) == main([*words, "790:801"]) == 2
 
 
 def test_dry_run_needs_no_workdir(monkeypatch):

@@ -1,11 +1,13 @@
 import dataclasses
 import json
+import logging
 import os
 import signal
 
 import jax
 import numpy as np
 import pytest
+from jax.profiler import ProfileData
 from jax.sharding import PartitionSpec as P
 
 from tfx import checkpoint, hosts, metrics, sharding
@@ -242,6 +244,38 @@ def test_a_start_whose_text_is_not_there_leaves_no_workdir_behind(toy_config, tm
     assert not (tmp_path / "run").exists()
 
 
+def traced(directory):
+    """The numbers of the steps in a profile, and the names of all events in it."""
+    [path] = directory.glob("profile/plugins/profile/*/*.xplane.pb")
+    lines = [line for plane in ProfileData.from_file(str(path)).planes for line in plane.lines]
+    events = [event for line in lines for event in line.events]
+    steps = [dict(event.stats)["step_num"] for event in events if event.name == "step"]
+    return sorted(steps), {event.name for event in events}
+
+
+def test_a_profile_holds_the_program_of_its_steps_and_no_save(toy_config, tmp_path, capsys):
+    train(toy_config(), tmp_path, profile=(2, 4))  # and saves step 4
+    steps, names = traced(tmp_path)
+    assert steps == [2, 3, 4]
+    assert any("train_step" in name for name in names)
+    path = f"{tmp_path}/profile"
+    assert f"is in {path}; to look at it: xprof --logdir={path}" in capsys.readouterr().out
+
+
+def test_a_signal_ends_a_profile_before_it_saves(toy_config, tmp_path, monkeypatch):
+    show = metrics.Screen.step
+
+    def interrupt(self, step, *rest):
+        show(self, step, *rest)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(metrics.Screen, "step", interrupt)
+    with pytest.raises(hosts.Stopped):
+        train(toy_config(), tmp_path, profile=(5, 8))
+    assert traced(tmp_path)[0] == [5, 6]
+
+
 def test_dry_run_prints_parameters_shapes_and_memory_and_trains_nothing(
     toy_config, capsys, tmp_path
 ):
@@ -255,6 +289,18 @@ def test_dry_run_prints_parameters_shapes_and_memory_and_trains_nothing(
     ):
         assert word in out
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_screen_says_what_tfx_logs_and_nobody_else(capsys):
+    log = logging.getLogger("tfx")
+    with metrics.Screen(1):
+        log.info("attention kernel: %s", "xla")
+        logging.getLogger("jax").info("noise")
+        logging.getLogger("tfx.more").debug("detail")
+    with metrics.Screen(1, quiet=True):
+        log.info("on another process")
+    log.info("later")
+    assert capsys.readouterr().out == "attention kernel: xla\n"
 
 
 def test_metrics_are_one_history(tmp_path):

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from tfx import models, sharding
 from tfx.data import pipeline, sources, tokenizer
@@ -42,12 +41,6 @@ def build_model(config: Config, ids: tokenizer.Tokenizer):
     source, target = ids.vocab_sizes
     runtime = dict(vocab=target, source_vocab=source, dtype=config.train.dtype)
     return models.build(dataclasses.replace(config.model, **runtime))
-
-
-def abstract_parameters(model):
-    """Shapes of a model's parameters, boxed with their axis letters."""
-    example = dict.fromkeys(("source", "target_in"), jnp.zeros((1, 2), jnp.int32))
-    return jax.eval_shape(lambda key: model.init(key, example)["params"], jax.random.key(0))
 
 
 def open_batches(

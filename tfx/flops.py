@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-from tfx.models import MODELS
+from tfx import models
 from tfx.nn.mlp import GATED
 
 Shape = tuple[int, int, int]  # rows, source length, target length
@@ -64,7 +64,7 @@ def forward(config, shape: Shape, beams: int = 1) -> int:
       beams: hypotheses of each source, `shape`'s target being the longest of them: then this
         is what a search costs that keeps keys and values.
     """
-    return FORMULAS[_family(config)](config, shape, beams).total()
+    return FORMULAS[models.family(config)](config, shape, beams).total()
 
 
 def training(config, shape: Shape) -> int:
@@ -75,7 +75,7 @@ def training(config, shape: Shape) -> int:
 def recomputed(config, shape: Shape) -> int:
     """FLOPs that a training step repeats to save memory: `remat` of a model config. Not part of
     the model's own, so MFU never counts them. Where single names are saved, at most so many."""
-    parts = FORMULAS[_family(config)](config, shape, 1)
+    parts = FORMULAS[models.family(config)](config, shape, 1)
     layers = ("projections", "attention", "mlp")
     again = {"none": (), "dots": ("attention",)}.get(config.remat, layers)
     return sum(parts[name] for name in again)
@@ -108,8 +108,4 @@ def transformer(config, shape: Shape, beams: int) -> Counter:
     return parts
 
 
-FORMULAS = {"transformer": transformer}
-
-
-def _family(config) -> str:
-    return next(name for name, family in MODELS.items() if isinstance(config, family.Config))
+FORMULAS = {models.transformer: transformer}

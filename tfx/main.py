@@ -35,6 +35,7 @@ def train(
     config: Spec,
     workdir: Annotated[str, "DIR", "where the run lives; made if it is not there"] = "",
     dry_run: Annotated[bool, "", "build everything, print it, train nothing"] = False,
+    profile: Annotated[str, "FIRST:LAST", "steps of this start to trace, for xprof"] = "",
     distributed: Distributed = "auto",
     coordinator: Coordinator = "",
     num_processes: Processes = 0,
@@ -49,13 +50,17 @@ def train(
       tfx train --config=quickstart --workdir=runs/quickstart
       tfx train --config=configs/wmt14_en_de.py:big --workdir=runs/big --config.optim.lr=0.5
       tfx train --config=multi30k --dry_run
+      tfx train --config=quickstart --workdir=runs/q --profile=10:20
       tfx train --config=quickstart --workdir=/nfs/q --coordinator=n0:99 --num_processes=2
     """
     if not (workdir or dry_run):
         raise ValueError("--workdir=DIR is missing: where the run shall live")
+    if profile and dry_run:
+        raise ValueError(f"--profile={profile}: --dry_run takes no step; leave one of them out")
     chosen, _ = _configure(config, overrides)  # what is wrong with it is wrong on any device
     if workdir and not chosen.hardware:
         check(workdir, chosen)
+    traced = _traced(profile, chosen, progress(workdir)[0]) if profile else None
     import jax
 
     from tfx import hosts
@@ -70,7 +75,7 @@ def train(
         if dry_run:
             training.dry_run(chosen, workdir or None)
         else:
-            training.train(chosen, workdir, {"argv": command, "overrides": changed})
+            training.train(chosen, workdir, {"argv": command, "overrides": changed}, traced)
     except hosts.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signal
@@ -364,6 +369,29 @@ def _configure(
     chosen = configs.load(spec)
     changed = configs.override(chosen, configs.of_hardware(chosen, kind) + overrides)
     return configs.freeze(chosen), changed
+
+
+def _traced(profile: str, config: schema.Config, done: int) -> tuple[int, int]:
+    """The first and the last step that --profile names, counted as the run counts, which has
+    `done` so many. What an evaluation or a save does is no part of a step: none is between them."""
+    given = re.fullmatch(r"(\d+):(\d+)", profile)
+    first, last = map(int, given.groups()) if given else (0, 0)
+    if not 1 <= first <= last:
+        raise ValueError(f"--profile={profile}: want FIRST:LAST, counted from 1, such as 10:20")
+    left = max(config.train.steps - done, 0)
+    if last > left:
+        raise ValueError(
+            f"--profile={profile}: this start takes {left:,} steps (train.steps = "
+            f"{config.train.steps:,}, {done:,} are done); want a LAST of at most that"
+        )
+    every = config.eval.every, config.eval.bleu_every, config.checkpoint.every
+    breaks = lambda step: any(n and (done + step) % n == 0 for n in every)
+    if cut := next(filter(breaks, range(first, last)), None):
+        raise ValueError(
+            f"--profile={profile}: an evaluation or a save follows step {cut} of this start, and "
+            f"would be in the trace; want --profile={first}:{cut}, or to begin after it"
+        )
+    return done + first, done + last
 
 
 def _decode(workdir: str, overrides: list[str]) -> schema.Decode:

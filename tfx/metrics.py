@@ -1,14 +1,18 @@
 """Where a run's numbers go: a person's terminal, `metrics.jsonl`, TensorBoard files."""
 
 import json
+import logging
 import math
 import os
 import time
 from pathlib import Path
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
+
+LOG = logging.getLogger("tfx")
 
 
 def perplexity(nll: float) -> float:
@@ -80,8 +84,43 @@ def read(workdir: str | Path, split: str | None = None) -> list[dict]:
     return [row for row in rows if split in (None, row["split"])]
 
 
+class Profile:
+    """A trace of what host and devices do from step `first` to step `last`, in WORKDIR/profile.
+
+    With no workdir nothing is traced: of several processes one is. All run the same program, and
+    who is late shows in the collectives of the others.
+    """
+
+    def __init__(self, workdir: str | Path | None, steps: tuple[int, int] | None, say):
+        self.first, self.last = steps or (0, 0)
+        self._path, self._say, self._running = workdir and f"{workdir}/profile", say, False
+
+    def start(self) -> None:
+        """To be called when all that went before is done."""
+        if self._path:
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # every call of every function would drown the rest
+            jax.profiler.start_trace(self._path, profiler_options=options)
+            self._running = True
+
+    def stop(self) -> None:
+        """Write what was traced, if anything is; to be called when the last step is done."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+            where = f"is in {self._path}; to look at it: xprof --logdir={self._path}"
+            self._say(f"profile: what was traced from step {self.first:,} on {where}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.stop()
+
+
 class Screen:
-    """Progress for a person: a live bar on a terminal, a plain line now and then elsewhere.
+    """Progress for a person: a live bar on a terminal, a plain line now and then elsewhere; and
+    what the logger "tfx" says.
 
     `quiet`: nothing at all; of several processes one talks.
     """
@@ -94,6 +133,8 @@ class Screen:
         self._task = self._bar.add_task("compiling the first step", total=total, completed=start)
         if self.console.is_terminal:
             self._bar.start()
+        self._heard = logging.Handler()
+        self._heard.emit = lambda record: self.say(record.getMessage())
 
     def say(self, line: str) -> None:
         """A line that stays."""
@@ -115,8 +156,16 @@ class Screen:
             self.say(line)
 
     def __enter__(self):
+        self._level = LOG.level
+        if not self.console.quiet:
+            LOG.setLevel(logging.INFO)
+            LOG.propagate = False  # a library may have made a handler for all
+            LOG.addHandler(self._heard)
         return self
 
     def __exit__(self, *exception):
+        LOG.removeHandler(self._heard)
+        LOG.propagate = True
+        LOG.setLevel(self._level)
         if self.console.is_terminal:
             self._bar.stop()

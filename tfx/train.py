@@ -29,6 +29,7 @@ from tfx import (
     flops,
     hosts,
     metrics,
+    models,
     optim,
     sharding,
     translate,
@@ -48,7 +49,7 @@ class Diverged(Exception):
 def init_state(config: Config, model, tx, mesh) -> tuple[TrainState, TrainState]:
     """The state at step 0 as `jax.ShapeDtypeStruct`s, and its shardings: optimiser state lies
     where the parameters lie."""
-    boxed = assemble.abstract_parameters(model)
+    boxed = models.shapes(model)
     params, placed = sharding.place(boxed, mesh), sharding.of_parameters(boxed, mesh)
     whole, ema = sharding.replicated(mesh), bool(config.optim.ema)
     opt_state = jax.eval_shape(tx.init, params)
@@ -66,11 +67,10 @@ def init_state(config: Config, model, tx, mesh) -> tuple[TrainState, TrainState]
 
 def create_state(config: Config, model, tx, shardings: TrainState, params=None) -> TrainState:
     """The state at step 0, on its devices; from `params` if they are given."""
-    example = dict.fromkeys(("source", "target_in"), jnp.zeros((1, 2), jnp.int32))
 
     def create(key, params):
         if params is None:
-            params = nn.unbox(model.init(jax.random.fold_in(key, 0), example)["params"])
+            params = nn.unbox(models.parameters(model, jax.random.fold_in(key, 0)))
         ema = jax.tree.map(jnp.copy, params) if config.optim.ema else None
         rng = jax.random.fold_in(key, 1)
         return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), rng, ema)
@@ -167,7 +167,7 @@ def put_together(config: Config, directory: Path, mesh, say, multiple: int = 0) 
     model = assemble.build_model(config, ids)
     tx = optim.build(config.optim, config.train.steps, config.model.width)
     like, shardings = init_state(config, model, tx, mesh)
-    sharding.check(assemble.abstract_parameters(model), (), mesh)
+    sharding.check(models.shapes(model), (), mesh)
     cuts = sharding.batch_parts(mesh) * config.train.accum
     planned = dict(multiple=multiple or cuts, parts=cuts)
     batches = assemble.open_batches(config, ids, directory, "train", **planned, say=say)
@@ -212,8 +212,17 @@ def first_state(config: Config, parts: Parts, mesh, checkpoints, say) -> tuple[T
     return state, {"best": None, "stale": 0, "bleu": None} | begun | bound
 
 
-def train(config: Config, directory: str, provenance: dict | None = None) -> dict:
+def train(
+    config: Config,
+    directory: str,
+    provenance: dict | None = None,
+    profile: tuple[int, int] | None = None,
+) -> dict:
     """Train in a workdir, from its last checkpoint if it has one.
+
+    Args:
+      provenance: of this start, for `workdir.prepare`.
+      profile: the first and the last step to trace; nothing is to be evaluated or saved between.
 
     Returns:
       A summary: the last step, its loss, and how many programs were compiled for the step.
@@ -242,10 +251,13 @@ def train(config: Config, directory: str, provenance: dict | None = None) -> dic
         validate = hosts.in_turn(
             lambda: make_validation(config, parts, directory, mesh, screen.say)
         )
-        with metrics.Writer(directory if hosts.leads() else None, int(state.step)) as writer:
-            return _loop(
-                config, parts, mesh, state, memory, validate, checkpoints, writer, screen, stopping
-            )
+        mine = directory if hosts.leads() else None
+        with (
+            metrics.Writer(mine, int(state.step)) as writer,
+            metrics.Profile(mine, profile, screen.say) as trace,
+        ):
+            shown = writer, screen, trace
+            return _loop(config, parts, mesh, state, memory, validate, checkpoints, shown, stopping)
 
 
 def claim(config: Config, directory: str, provenance: dict | None) -> tuple[Any, Path]:
@@ -258,9 +270,8 @@ def claim(config: Config, directory: str, provenance: dict | None) -> tuple[Any,
     return mesh, workdir.prepare(directory, config, provenance) if hosts.leads() else path
 
 
-def _loop(
-    config, parts, mesh, state, memory, validate, checkpoints, writer, screen, stopping
-) -> dict:
+def _loop(config, parts, mesh, state, memory, validate, checkpoints, shown, stopping) -> dict:
+    writer, screen, trace = shown
     train_step = make_train_step(config, make_loss(config, parts.model), parts.tx, parts.shardings)
     report = Report(config, parts, mesh, writer, screen)
     every, done, started = config.checkpoint.every, int(state.step), int(state.step)
@@ -286,6 +297,7 @@ def _loop(
                 kept = improved and config.checkpoint.keep_best
                 if stop or done % every == 0 or kept:
                     report.flush(done, memory)
+                    trace.stop()  # a signal may come in the middle of it
                     checkpoints.save(state, memory, value)
                 if tired:
                     screen.say(f"step {done:,}: no gain in {patience} evaluations, stopping early")
@@ -298,14 +310,22 @@ def _loop(
             elif last:
                 screen.say(f"nothing to do: step {done:,} of {config.train.steps:,} is saved")
                 break
-            # Fetch.
-            _, batch = next(stream)
-            # Step.
-            state, sums = train_step(state, batch)
+            if done + 1 == trace.first:
+                with report.paused():
+                    checkpoints.wait()
+                    trace.start()
+            with jax.profiler.StepTraceAnnotation("step", step_num=done + 1):
+                # Fetch.
+                _, batch = next(stream)
+                # Step.
+                state, sums = train_step(state, batch)
             done += 1
             # Log.
             report.add(sums, batch)
             alive()
+            if done == trace.last:
+                with report.paused():
+                    trace.stop()
             if done % config.train.log_every == 0:
                 report.flush(done, memory)
     spent = time.time() - memory["began"]

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from tfx import assemble, checkpoint, decode, sharding, workdir
+from tfx import assemble, checkpoint, decode, models, sharding, workdir
 from tfx.data import tokenizer as tokenizers
 from tfx.data.tokenizer import Tokenizer
 from tfx.objectives import OBJECTIVES
@@ -176,10 +176,10 @@ class Run:
 
     @functools.cached_property
     def _searcher(self):
-        models = (self.model, *(model for model, _ in self.others))
+        voters = (self.model, *(model for model, _ in self.others))
         # Every process of several gets all translations.
         whole = sharding.replicated(self.mesh)
-        return jax.jit(partial(search, models), static_argnums=(3, 4, 5), out_shardings=whole)
+        return jax.jit(partial(search, voters), static_argnums=(3, 4, 5), out_shardings=whole)
 
     @functools.cached_property
     def _scorer(self):
@@ -230,7 +230,7 @@ def _load_one(directory: Path, step: int | None, last: int, best: int = 0) -> Ru
     ids = tokenizers.load(directory)
     model = assemble.build_model(config, ids)
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
-    like = sharding.place(assemble.abstract_parameters(model), mesh)
+    like = sharding.place(models.shapes(model), mesh)
     with checkpoint.Checkpoints(directory) as saved:
         steps = saved.choose(step, last, best)
         if saved.meta(steps[-1])["tokenizer"] != ids.fingerprint:
@@ -242,11 +242,11 @@ def _load_one(directory: Path, step: int | None, last: int, best: int = 0) -> Ru
     return Run(config, model, params, ids, steps[-1], mesh)
 
 
-def search(models, params, rows, key, how: Decode, longest: int, least: int) -> decode.Hypotheses:
-    apply = [partial(m.apply, {"params": p}) for m, p in zip(models, params, strict=True)]
+def search(voters, params, rows, key, how: Decode, longest: int, least: int) -> decode.Hypotheses:
+    apply = [partial(m.apply, {"params": p}) for m, p in zip(voters, params, strict=True)]
     source_BS, limit_B = rows["source"], rows["limit"]
     contexts = tuple(f({"source": source_BS}, method="start") for f in apply)
-    init_cache = lambda slots: tuple(m.init_cache(len(source_BS), slots) for m in models)
+    init_cache = lambda slots: tuple(m.init_cache(len(source_BS), slots) for m in voters)
     step = decode.ensemble([partial(f, method="step") for f in apply])
     keys_B = jax.vmap(partial(jax.random.fold_in, key))(rows["number"])
     model = (step, init_cache, contexts)

@@ -9,7 +9,7 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh
 
-from tfx import assemble, flops, sharding, train
+from tfx import assemble, flops, models, sharding, train
 from tfx import config as configs
 from tfx.lab import plan as planning
 from tfx.lab.collectives import Collective, Traffic
@@ -277,7 +277,7 @@ def test_golden_plans_hold_without_a_compiler(path):
     golden = json.loads(path.read_text())
     model = planning._model(_config(golden))
     mesh = AbstractMesh(tuple(golden["mesh"].values()), tuple(golden["mesh"]))
-    like = sharding.place(assemble.abstract_parameters(model), mesh)
+    like = sharding.place(models.shapes(model), mesh)
     assert train.count(like) == golden["parameters"]
     assert flops.training(model.config, golden["shape"]) == golden["flops"]
     cut = [math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(like)]

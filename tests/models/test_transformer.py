@@ -202,7 +202,8 @@ def test_bfloat16_is_of_activations_only(tiny):
     assert {s.dtype for s in jax.tree.leaves(shapes_of(config))} == {np.dtype("float32")}
     batch = {"source": ids(3, 8), "target_in": ids(3, 7)}
     predict = functools.partial(model.apply, method="predict")
-    assert {x.dtype for x in jax.eval_shape(predict, params, batch)} == {jnp.dtype("bfloat16")}
+    factors = jax.tree.leaves(jax.eval_shape(predict, params, batch))
+    assert {x.dtype for x in factors} == {jnp.dtype("bfloat16")}
     logits_BTV, exact_BTV = jax.jit(model.apply)(params, batch), tiny(batch)
     assert logits_BTV.dtype == jnp.float32
     assert 0 < np.abs(logits_BTV - exact_BTV).max() < 0.1 * np.abs(exact_BTV).max()
@@ -359,7 +360,7 @@ def test_the_prediction_is_the_logits_as_a_product():
     config = dataclasses.replace(TINY, tie="none", depth=1, norm="pre")
     model, params = Transformer(config), drawn(config)
     batch = {"source": ids(2, 6), "target_in": ids(2, 5)}
-    both = lambda model, batch: (model(batch), model.predict(batch))
+    both = lambda model, batch: (model(batch), model.predict(batch)["logits"].factors())
     run = jax.jit(functools.partial(model.apply, method=both))
     logits_BTV, (states_BTD, table_VD) = run(params, batch)
     np.testing.assert_array_equal(table_VD, params["params"]["unembed"]["embedding"])
@@ -489,7 +490,8 @@ def test_agrees_with_the_papers_model_and_learns_like_it():
     optimiser = optim.build(adam, 6, WIDTH)
 
     def losses(params):
-        states_BTD, table_VD = model.apply({"params": params}, batch, method="predict")
+        found = model.apply({"params": params}, batch, method="predict")
+        states_BTD, table_VD = found["logits"].factors()
         conventions = ("uniform", "tensor2tensor")
         both = [cross_entropy(states_BTD, table_VD, *rest, c)[0] for c in conventions]
         one, other = jnp.stack(both) / batch["weights"].sum()

@@ -24,6 +24,7 @@ def gelu_tanh(x):
 
 
 FORMULAS = {
+    "tanh": np.tanh,
     "relu": lambda x: np.maximum(x, 0),
     "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
     "gelu_tanh": gelu_tanh,

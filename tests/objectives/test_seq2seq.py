@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tfx.nn.linear import Product
 from tfx.nn.losses import cross_entropy
 from tfx.objectives import OBJECTIVES, seq2seq
 
@@ -37,7 +38,7 @@ def test_returns_sums_and_regularises_while_training_only(train, rate, z_loss):
 
     def apply(params, batch, *, rngs, train):
         calls.append((params, batch is BATCH, rngs, train))
-        return jnp.asarray(STATES_BTD), jnp.asarray(TABLE_VD)
+        return {"logits": Product(jnp.asarray(STATES_BTD), jnp.asarray(TABLE_VD))}
 
     total, weight, metrics = seq2seq.loss(apply, "params", BATCH, "rngs", train, **SETTINGS)
     assert calls == [("params", True, "rngs", train)]

@@ -228,7 +228,7 @@ def to_json(plan: Plan) -> str:
 def _plan(config: Config, topology: str, there: list, decode: bool, shape) -> Plan:
     mesh, model = _mesh(config, there), _model(config)
     shape = _shape(config, mesh, decode, shape)
-    like = sharding.place(assemble.abstract_parameters(model), mesh)
+    like = sharding.place(models.shapes(model), mesh)
     kind, how = there[0].device_kind, config.decode
     if decode:
         beams = 1 if how.method == "greedy" else how.beam
@@ -339,7 +339,7 @@ def _search(config: Config, model, like, mesh, shape: flops.Shape) -> tuple:
 
 def _mesh(config: Config, there: list):
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=there)
-    sharding.check(assemble.abstract_parameters(_model(config)), (), mesh)
+    sharding.check(models.shapes(_model(config)), (), mesh)
     return mesh
 
 

@@ -1,15 +1,48 @@
-"""One paper a file. Each has a `Config`, `SIZES`, `check(config)` and a module."""
+"""One paper a file. Each has a `Config`, `SIZES`, `check(config)`, `MODEL`, the module that it
+builds, `initial(config)`, how its parameters start, and `FORMAT`, how Hugging Face writes them."""
 
-from tfx.models import transformer
+import re
+from types import ModuleType
 
-MODELS = {"transformer": transformer}
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from tfx.models import bert, transformer
+
+MODELS = {"transformer": transformer, "bert": bert}
 
 
-def build(config):
+def family(config) -> ModuleType:
+    """The file that a model config is of."""
+    return next(m for m in MODELS.values() if type(config) is m.Config)
+
+
+def build(config) -> nn.Module:
     """The module of a model config, of whichever family; its fields must fit each other."""
-    family = next(m for m in MODELS.values() if isinstance(config, m.Config))
-    family.check(config)
-    return MODULES[family](config)
+    family(config).check(config)
+    return family(config).MODEL(config)
 
 
-MODULES = {transformer: transformer.Transformer}
+def parameters(model: nn.Module, key: jax.Array):
+    """The parameters that a model starts with, boxed with their axis letters."""
+    example = dict.fromkeys(model.INPUTS, jnp.zeros((1, 2), jnp.int32))
+    boxed = model.init(key, example, method="predict")["params"]
+    rules = family(model.config).initial(model.config)
+    key = jax.random.fold_in(key, 1)
+
+    def draw(path, box, key):
+        path = jax.tree_util.keystr(path, simple=True, separator="/")
+        found = next((init for rule, init in rules.items() if re.search(rule, path)), None)
+        value = box.unbox()
+        return box if found is None else box.replace_boxed(found(key, value.shape, value.dtype))
+
+    is_box = lambda x: isinstance(x, nn.Partitioned)
+    paths, treedef = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=is_box)
+    keys = jax.random.split(key, len(paths))
+    return treedef.unflatten([draw(*each, key) for each, key in zip(paths, keys, strict=True)])
+
+
+def shapes(model: nn.Module):
+    """The same, as shapes."""
+    return jax.eval_shape(lambda key: parameters(model, key), jax.random.key(0))

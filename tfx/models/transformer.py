@@ -22,62 +22,32 @@ initialisation (Glorot uniform; embeddings normal with variance 1 / d_model).
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jax.nn import initializers
 
-from tfx.nn.attention import Attention, KeyValues
-from tfx.nn.block import Block, Stack, remat_policy
+from tfx.models import layers
+from tfx.models.layers import RUNTIME, Count, Layers
+from tfx.nn.attention import KeyValues
 from tfx.nn.dropout import Dropout
-from tfx.nn.kernels import SCALES, Visible
-from tfx.nn.linear import Embed
-from tfx.nn.mlp import Mlp
-from tfx.nn.norm import NORMS
-from tfx.nn.position import Positions
-
-Positive = Annotated[int, "x >= 1"]
-Count = Annotated[int, "x >= 0"]
-Rate = Annotated[float, "0 <= x < 1"]
-RUNTIME = {"runtime": True}  # set from the tokenizer and the training section, not by people
+from tfx.nn.kernels import Visible
+from tfx.nn.linear import Embed, Product, parameter
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Layers):
     """Shape of the model. Defaults are the paper's base model."""
 
-    width: Positive = 512
-    depth: Positive = 6
-    decoder_depth: Count = 0  # 0: as the encoder
-    heads: Positive = 8
-    key_width: Count = 0  # of one head; 0: width / heads
-    value_width: Count = 0  # of one head; 0: width / heads
-    mlp: Positive = 2048
-    dropout: Rate = 0.1  # embeddings, and the output of every attention and mlp
-    attention_dropout: Rate = 0.0  # attention weights
-    mlp_dropout: Rate = 0.0  # inside the mlp
-    layerdrop: Rate = 0.0
-    norm: Literal["post", "pre"] = "post"
-    norm_kind: Literal["layer", "rms"] = "layer"
-    final_norm: Literal["auto", "on", "off"] = "auto"  # auto: after a pre-norm stack
-    epsilon: Annotated[float, "x > 0"] = 1e-6
-    attention: Literal["scaled", "dot", "general", "additive"] = "scaled"
-    attention_bias: bool = True
-    position: Literal["sinusoid", "learned", "none"] = "sinusoid"
-    max_length: Positive = 1024  # positions a side
-    activation: Literal[
-        "relu", "gelu", "gelu_tanh", "silu", "reglu", "geglu", "geglu_tanh", "swiglu", "glu"
-    ] = "relu"
+    decoder_depth: Count = 0  # 0: as the encoder; the same of the two below
+    decoder_heads: Count = 0
+    decoder_mlp: Count = 0
     tie: Literal["all", "decoder", "none"] = "all"  # which embeddings are one table
     scale_embeddings: bool = True  # by sqrt(width)
-    scan: bool = False
-    remat: str = "none"  # none | full | dots | save_names:A,B | offload:A,B: tfx/nn/block.py
-    kernel: Literal["auto", "xla", "cudnn", "splash", "ring"] = "auto"  # tfx/nn/kernels.py
-    vocab: int = dataclasses.field(default=0, metadata=RUNTIME)
+    output_bias: bool = False  # on the logits
     source_vocab: int = dataclasses.field(default=0, metadata=RUNTIME)
-    dtype: str = dataclasses.field(default="float32", metadata=RUNTIME)
 
 
 SIZES = {
@@ -102,30 +72,27 @@ SIZES = {
 }
 
 
+def initial(config: Config) -> dict:
+    """As the modules say: Glorot uniform, embeddings normal with variance 1 / d_model."""
+    return {}
+
+
 def check(config: Config) -> None:
     """Raise a ValueError where fields do not fit each other."""
-    if config.width % config.heads and not (config.key_width and config.value_width):
-        near = [h for h in range(1, config.width + 1) if config.width % h == 0]
-        near = min(near, key=lambda h: abs(h - config.heads))
-        raise ValueError(
-            f"model.heads = {config.heads} does not divide model.width = {config.width}; "
-            f"the nearest that does is {near}"
-        )
+    layers.check(config)
+    layers.check(decoder(config))
     if config.tie == "all" and config.source_vocab not in (0, config.vocab):
         raise ValueError(
             "model.tie = 'all' needs one vocabulary: set tokenizer.joint = true, or model.tie = "
             "'decoder'"
         )
-    try:
-        remat_policy(config.remat)
-    except ValueError as error:
-        raise ValueError(f"model.{error}") from None
-    whole = config.attention not in SCALES or config.attention_dropout > 0
-    if config.kernel not in ("auto", "xla") and whole:
-        raise ValueError(
-            f"model.kernel = '{config.kernel}' never holds the scores: set it to 'auto', or "
-            f"model.attention_dropout to 0 and model.attention to {' or '.join(SCALES)}"
-        )
+
+
+def decoder(config: Config) -> Config:
+    """The config, with the decoder's depth, heads and mlp where it has its own."""
+    c = config
+    own = dict(depth=c.decoder_depth, heads=c.decoder_heads, mlp=c.decoder_mlp)
+    return dataclasses.replace(c, **{name: value for name, value in own.items() if value})
 
 
 @struct.dataclass
@@ -141,6 +108,7 @@ class Transformer(nn.Module):
     """Encoder-decoder of identical layers."""
 
     config: Config
+    INPUTS = ("source", "target_in")
 
     def setup(self):
         c = self.config
@@ -151,93 +119,82 @@ class Transformer(nn.Module):
             self.target_embed if c.tie == "all" else embed(c.source_vocab or c.vocab)
         )
         self.unembed = embed(c.vocab) if c.tie == "none" else self.target_embed
-        self.positions = Positions(c.position, c.max_length)
+        self.positions = layers.positions(c)
         if c.position == "learned":
-            self.target_positions = Positions(c.position, c.max_length)
+            self.target_positions = layers.positions(c)
+        if c.embedding_norm:
+            self.source_norm, self.target_norm = layers.norm(c)(), layers.norm(c)()
+        if c.output_bias:
+            self.bias_V = parameter(self, "output_bias", initializers.zeros, "V", (c.vocab,))
         self.drop = Dropout(c.dropout)
-        self.encoder = self._stack(c.depth, cross=False)
-        self.decoder = self._stack(c.decoder_depth or c.depth, cross=True)
-
-    def _stack(self, depth: int, cross: bool) -> Stack:
-        c = self.config
-        norm = partial(NORMS[c.norm_kind], c.epsilon)
-        head = c.width // c.heads
-        block = partial(
-            Block,
-            attention=partial(
-                Attention,
-                c.heads,
-                c.key_width or head,
-                c.value_width or head,
-                score=c.attention,
-                dropout=c.attention_dropout,
-                bias=c.attention_bias,
-                kernel=c.kernel,
-            ),
-            mlp=partial(Mlp, c.mlp, c.activation, c.mlp_dropout),
-            norm=norm,
-            order=c.norm,
-            dropout=c.dropout,
-            cross=cross,
-        )
-        last = c.final_norm == "on" or (c.final_norm == "auto" and c.norm == "pre")
-        return Stack(block, depth, c.width, norm if last else None, c.scan, c.remat, c.layerdrop)
+        self.encoder = layers.stack(c)
+        self.decoder = layers.stack(decoder(c), causal=True, cross=True)
 
     def encode(self, batch, train: bool = False):
-        """States [B, S, D] of `batch["source"]` [B, S]; id 0 is padding."""
-        source_BS = batch["source"]
+        """States [B, S, D] of `batch["source"]` [B, S]; id 0 is padding, unless
+        `batch["source_mask"]` says which are tokens."""
         packed_BS = batch.get("source_segments")
-        itself = Visible(packed_BS, source_BS > 0 if packed_BS is None else packed_BS)
-        x_BSD = self.source_embed(source_BS)
+        itself = Visible(packed_BS, _tokens(batch))
+        x_BSD = self.source_embed(batch["source"])
         x_BSD = self.positions(x_BSD, 0, batch.get("source_positions"))
+        x_BSD = self.source_norm(x_BSD) if self.config.embedding_norm else x_BSD
         return self.encoder(self.drop(x_BSD, train), itself, train=train)[0]
 
     def decode(self, batch, memory_BSD, train: bool = False):
         """States [B, T, D] of `batch["target_in"]` [B, T], each seeing itself, those before
-        it and the memory."""
+        it (but where `batch["target_mask"]` is 0) and the memory."""
         packed_BT = batch.get("target_segments")
-        segments_BS = batch.get("source_segments", batch["source"] > 0)
-        itself = Visible(packed_BT, packed_BT, causal=True)  # which hides padding too: it is last
-        across = Visible(packed_BT, segments_BS)
+        # Padding is last, so what comes before a token is none, unless a mask says otherwise.
+        itself = Visible(packed_BT, batch.get("target_mask", packed_BT), causal=True)
+        across = Visible(packed_BT, _tokens(batch))
         x_BTD = self._embed_target(batch["target_in"], 0, batch.get("target_positions"))
         x_BTD = self.drop(x_BTD, train)
         return self.decoder(x_BTD, itself, memory_BSD, across, train=train)[0]
 
     def __call__(self, batch, train: bool = False):
         """Float32 logits [B, T, V] of the token after each of `batch["target_in"]`."""
-        return self.unembed.logits(self.decode(batch, self.encode(batch, train), train))
+        return self.predict(batch, train)["logits"].logits()
 
-    def predict(self, batch, train: bool = False):
-        """The logits as the product they are: states [B, T, D] and a table [V, D]."""
-        x_BTD = self.decode(batch, self.encode(batch, train), train)
-        return x_BTD, self.unembed.embedding.astype(x_BTD.dtype)
+    def predict(self, batch, train: bool = False) -> dict[str, Product]:
+        """The same, not multiplied out."""
+        return {"logits": self._product(self.decode(batch, self.encode(batch, train), train))}
+
+    def _product(self, x_BTD) -> Product:
+        return self.unembed.product(x_BTD, self.bias_V if self.config.output_bias else None)
 
     def _embed_target(self, target_BT, start, positions_BT=None):
         learned = self.config.position == "learned"
         positions = self.target_positions if learned else self.positions
-        return positions(self.target_embed(target_BT), start, positions_BT)
+        x_BTD = positions(self.target_embed(target_BT), start, positions_BT)
+        return self.target_norm(x_BTD) if self.config.embedding_norm else x_BTD
 
     # Decoding, one position at a time: see tfx/decode.py.
 
     def start(self, batch) -> Context:
         """Encode sources and project them for every decoder layer."""
-        mask_B11S = (batch["source"] > 0)[:, None, None]
+        mask_B11S = (_tokens(batch) > 0)[:, None, None]
         return Context(self.decoder.read(self.encode(batch)), mask_B11S)
 
     def init_cache(self, batch: int, slots: int) -> tuple[KeyValues, ...]:
         """Empty keys and values of `slots` decoded tokens, per decoder layer."""
-        c, head = self.config, self.config.width // self.config.heads
-        zeros = lambda width: jnp.zeros((batch, c.heads, slots, width or head), c.dtype)
-        empty = KeyValues(zeros(c.key_width), zeros(c.value_width))
-        return (empty,) * (c.decoder_depth or c.depth)
+        return layers.init_cache(decoder(self.config), batch, slots)
 
     def step(self, tokens_BW, cache, t, mask_BWS, context: Context):
         """Logits [B, W, V] after W parallel tokens at position t, written to the cache's
         slots t * W to t * W + W - 1; `mask_BWS` says which slots each may see."""
         beams = tokens_BW.shape[1]
-        x_BWD = self._embed_target(tokens_BW, 0, jnp.full((1, beams), t))
-        mask_B1WS = mask_BWS[:, None]
+        itself = layers.parallel(t, mask_BWS)
+        x_BWD = self._embed_target(tokens_BW, 0, itself.queries_BT)
         x_BWD, cache = self.decoder(
-            x_BWD, mask_B1WS, context.memory, context.mask_B11S, cache, t * beams
+            x_BWD, itself, context.memory, context.mask_B11S, cache, t * beams
         )
-        return self.unembed.logits(x_BWD), cache
+        return self._product(x_BWD).logits(), cache
+
+
+def _tokens(batch) -> jax.Array:
+    """What is no padding in a source, [B, S]: a mask, or the segments of packed sentences."""
+    found = batch.get("source_segments", batch.get("source_mask"))
+    return batch["source"] > 0 if found is None else found
+
+
+MODEL = Transformer

@@ -15,7 +15,8 @@ from jax.nn import initializers
 from tfx.nn import kernels
 from tfx.nn.dropout import Dropout
 from tfx.nn.kernels import Visible
-from tfx.nn.linear import Linear, parameter
+from tfx.nn.linear import Linear, parameter, wide
+from tfx.nn.position import rotate
 
 
 def attend(scores_BHTS, v_BSHK, mask_B1TS=None, dropout=lambda weights: weights):
@@ -31,7 +32,7 @@ def attend(scores_BHTS, v_BSHK, mask_B1TS=None, dropout=lambda weights: weights)
     Returns:
       The weighted means [B, T, H, K] and the weights [B, H, T, S], float32, before dropout.
     """
-    scores_BHTS = scores_BHTS.astype(jnp.float32)
+    scores_BHTS = wide(scores_BHTS)
     if mask_B1TS is not None:
         scores_BHTS = jnp.where(mask_B1TS, scores_BHTS, -1e30)
     weights_BHTS = jax.nn.softmax(scores_BHTS)
@@ -102,7 +103,8 @@ class Attention(nn.Module):
       bias: whether the four projections have one.
       kernel: one of `kernels.KERNELS`, "xla" (`attend`) or "auto"; see `kernels.choose`. Calls
         that need the scores are "xla" in any case: those with an explicit mask, which
-        decoding has, and those whose weights are wanted.
+        decoding has, those with a bias, and those whose weights are wanted.
+      rotary: whether queries and keys are turned by their positions (`position.rotate`).
 
     The weights [B, H, T, S] of each call are sown as "weights" into the collection
     "intermediates".
@@ -115,6 +117,7 @@ class Attention(nn.Module):
     dropout: float = 0.0
     bias: bool = True
     kernel: str = "auto"
+    rotary: bool = False
 
     def setup(self):
         keys = {"H": self.heads, "K": self.key_width}
@@ -124,9 +127,10 @@ class Attention(nn.Module):
         self.value = Linear("BSD,DHK->BSHK", values, self.bias)
         self.drop = Dropout(self.dropout)
 
-    def keys_values(self, y_BSD: jax.Array) -> KeyValues:
-        """Project what is to be read."""
+    def keys_values(self, y_BSD: jax.Array, positions_BS: jax.Array | None = None) -> KeyValues:
+        """Project what is to be read; `positions_BS`: where it stands, None: 0, 1, 2, ..."""
         k_BSHK, v_BSHK = checkpoint_name((self.key(y_BSD), self.value(y_BSD)), "key_value")
+        k_BSHK = self._turned(k_BSHK, positions_BS)
         return KeyValues(k_BSHK.swapaxes(1, 2), v_BSHK.swapaxes(1, 2))
 
     @nn.compact
@@ -136,29 +140,38 @@ class Attention(nn.Module):
         Args:
           mask: a `Visible`, or a bool array as `attend` takes it; None: all is read.
         """
-        q_BTHK = checkpoint_name(self.query(x_BTD), "query")
+        mask = Visible.of(mask)
+        q_BTHK = self._turned(checkpoint_name(self.query(x_BTD), "query"), mask.queries_BT)
         k_BSHK, v_BSHK = keys_values.k_BHSK.swapaxes(1, 2), keys_values.v_BHSK.swapaxes(1, 2)
-        mask = Visible() if mask is None else mask
         kernel = self._kernel(q_BTHK, k_BSHK, v_BSHK, mask, train)
         if kernel == "xla":
-            if isinstance(mask, Visible):
-                mask = mask.mask(q_BTHK.shape[1], k_BSHK.shape[1])
             scores_BHTS = SCORES[self.score](self, q_BTHK, k_BSHK)
+            if mask.bias_BHTS is not None:
+                scores_BHTS += mask.bias_BHTS
+            mask_B1TS = mask.mask(q_BTHK.shape[1], k_BSHK.shape[1])
             dropout = lambda weights: self.drop(weights, train)
-            y_BTHK, weights_BHTS = attend(scores_BHTS, v_BSHK, mask, dropout)
+            y_BTHK, weights_BHTS = attend(scores_BHTS, v_BSHK, mask_B1TS, dropout)
             self.sow("intermediates", "weights", weights_BHTS)
             y_BTHK = checkpoint_name(y_BTHK, kernels.OUT)
         else:
             scale = self.key_width ** kernels.SCALES[self.score]
-            y_BTHK = kernels.run(kernel, q_BTHK, k_BSHK, v_BSHK, mask, scale)
+            segments = mask.replace(queries_BT=None, keys_BS=None)
+            y_BTHK = kernels.run(kernel, q_BTHK, k_BSHK, v_BSHK, segments, scale)
         out = Linear("BTHK,HKD->BTD", {"D": x_BTD.shape[-1]}, self.bias, name="out")
         return out(y_BTHK)
 
-    def _kernel(self, q_BTHK, k_BSHK, v_BSHK, mask, train: bool) -> str:
+    def _turned(self, x_BTHK, positions_BT):
+        if not self.rotary:
+            return x_BTHK
+        positions_BT = jnp.arange(x_BTHK.shape[1])[None] if positions_BT is None else positions_BT
+        return rotate(x_BTHK, positions_BT)
+
+    def _kernel(self, q_BTHK, k_BSHK, v_BSHK, mask: Visible, train: bool) -> str:
         """Which kernel runs; said in the log."""
         if self.is_initializing():
             return "xla"
-        needs = "" if isinstance(mask, Visible) else "its mask is explicit"
+        needs = "" if mask.allowed_B1TS is None else "its mask is explicit"
+        needs = needs if mask.bias_BHTS is None else "a bias is added to its scores"
         if self.is_mutable_collection("intermediates"):
             needs = "its weights are wanted"
         rate = self.dropout if train else 0.0

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from tfx.nn.attention import KeyValues
 from tfx.nn.dropout import Dropout
+from tfx.nn.kernels import Visible
 from tfx.sharding import constrain
 
 REMAT = {
@@ -79,7 +80,8 @@ class Block(nn.Module):
         self.self_attention = self.attention()
         self.self_norm = self.norm()
         if self.cross:
-            self.cross_attention = self.attention()
+            # A memory has positions of its own, at no distance from these.
+            self.cross_attention = self.attention(rotary=False)
             self.cross_norm = self.norm()
         self.feed_forward = self.mlp()
         self.mlp_norm = self.norm()
@@ -109,7 +111,7 @@ class Block(nn.Module):
 
         def look_back(y_BTD):
             nonlocal cache
-            seen = self.self_attention.keys_values(y_BTD)
+            seen = self.self_attention.keys_values(y_BTD, Visible.of(mask).queries_BT)
             if cache is not None:
                 cache = seen = cache.write(seen, slot)
             return self.self_attention(y_BTD, seen, mask, train)
@@ -135,6 +137,10 @@ class Stack(nn.Module):
       scan: run the layers as one `lax.scan`; else unrolled.
       remat: see `remat_policy`.
       layerdrop: probability of skipping a layer while training (Fan et al., 2020).
+      bias: makes what self-attention adds to its scores, one for all layers (`position.Bias`).
+
+    What goes into the first layer, what comes out of each, and of the last after the final norm,
+    is sown as "states" [N + 1, B, T, D].
     """
 
     block: Callable[..., Block]
@@ -144,11 +150,14 @@ class Stack(nn.Module):
     scan: bool = False
     remat: str = "none"
     layerdrop: float = 0.0
+    bias: Callable[..., nn.Module] | None = None
 
     def setup(self):
         self.layers = self.param("layers", self._init)
         if self.final_norm is not None:
             self.norm = self.final_norm()
+        if self.bias is not None:
+            self.distance = self.bias()
 
     def _init(self, key):
         block, x_BTD = self.block(parent=None), jnp.zeros((1, 1, self.width))
@@ -166,6 +175,8 @@ class Stack(nn.Module):
     def __call__(self, x_BTD, mask, memory=None, memory_mask=None, cache=None, slot=0, train=False):
         """All layers; see `Block`. `cache`, and `memory` if it comes from `read`, are tuples
         with one entry a layer; layers are then always unrolled."""
+        if self.bias is not None:
+            mask = self._biased(Visible.of(mask), x_BTD, cache)
         if self.is_initializing():  # all parameters are there: no layer needs to be run
             return x_BTD if self.final_norm is None else self.norm(x_BTD), cache
         block, capture = self.block(parent=None), self.is_mutable_collection("intermediates")
@@ -178,12 +189,14 @@ class Stack(nn.Module):
             collect = ["intermediates"] if capture else False
             out = block.apply({"params": params}, *arguments, rngs=rngs, mutable=collect)
             (y_BTD, cache), sown = out if capture else (out, None)
+            if capture:
+                sown = sown["intermediates"] | {"states": y_BTD}
             if train and self.layerdrop:
                 keep = jax.random.uniform(jax.random.fold_in(key, 1)) >= self.layerdrop
                 y_BTD = jnp.where(keep, y_BTD, x_BTD)
             return y_BTD, (cache, sown)
 
-        policy = remat_policy(self.remat)
+        first_BTD, policy = x_BTD, remat_policy(self.remat)
         if policy is not None and train:
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=not self.scan)
         per_layer = isinstance(memory, tuple)
@@ -204,11 +217,20 @@ class Stack(nn.Module):
                 collected.append(sown)
             cache = tuple(caches) if cache is not None else None
             sown = jax.tree.map(lambda *leaves: jnp.stack(leaves), *collected) if capture else None
-        if capture:
-            self.sow("intermediates", "layers", sown["intermediates"])
         if self.final_norm is not None:
             x_BTD = self.norm(x_BTD)
+        if capture:
+            states_NBTD = sown.pop("states")[:-1]
+            self.sow("intermediates", "layers", sown)
+            states_NBTD = jnp.concatenate([first_BTD[None], states_NBTD, x_BTD[None]])
+            self.sow("intermediates", "states", states_NBTD)
         return x_BTD, cache
+
+    def _biased(self, mask: Visible, x_BTD, cache) -> Visible:
+        places = lambda given, count: jnp.arange(count)[None] if given is None else given
+        slots = x_BTD.shape[1] if cache is None else cache[0].k_BHSK.shape[2]
+        queries_BT = places(mask.queries_BT, x_BTD.shape[1])
+        return mask.replace(bias_BHTS=self.distance(queries_BT, places(mask.keys_BS, slots)))
 
 
 def unstack(tree, count: int) -> list:

@@ -29,14 +29,30 @@ HIDDEN = -1e30  # a score that softmax makes zero, finite so that gradients are
 @struct.dataclass
 class Visible:
     """Which keys a query may read: those that are no padding (their segment is not 0), of its
-    own segment where queries have segments, and not after it where `causal`.
+    own segment where queries have segments, and not after it where `causal`; and how far it is
+    to them.
 
-    Queries that have segments need keys that have. Where they have none, padding is at the end.
+    Queries that have segments need keys that have. Kernels take padding to be at the end where
+    they have none.
+
+    Attributes:
+      allowed_B1TS: those that may be read, said one by one; the others are hidden too.
+      queries_BT, keys_BS: positions; None: 0, 1, 2, ...
+      bias_BHTS: added to the scores.
     """
 
     query_segments_BT: jax.Array | None = None
     key_segments_BS: jax.Array | None = None
     causal: bool = struct.field(pytree_node=False, default=False)
+    allowed_B1TS: jax.Array | None = None
+    queries_BT: jax.Array | None = None
+    keys_BS: jax.Array | None = None
+    bias_BHTS: jax.Array | None = None
+
+    @classmethod
+    def of(cls, mask) -> "Visible":
+        """Of a `Visible`, itself; of a bool array, what it allows; of None, everything."""
+        return mask if isinstance(mask, cls) else cls(allowed_B1TS=mask)
 
     def mask(self, queries: int, keys: int, start=0) -> jax.Array | None:
         """True where query t may read key s, [B, 1, T, S] or with 1 for B or T; None: everywhere.
@@ -53,6 +69,8 @@ class Visible:
         if self.query_segments_BT is not None:
             same_BTS = self.query_segments_BT[:, :, None] == self.key_segments_BS[:, None]
             parts.append(same_BTS[:, None])
+        if self.allowed_B1TS is not None:
+            parts.append(self.allowed_B1TS)
         return functools.reduce(jnp.logical_and, parts) if parts else None
 
 
@@ -146,7 +164,7 @@ def _losses(name: str, f: Facts) -> Iterator[str]:
         yield f"{shortest} positions in {cut} parts: gathering pays below 1024 a part"
 
 
-def facts_of(q_BTHK, k_BSHK, v_BSHK, mask, **rest) -> Facts:
+def facts_of(q_BTHK, k_BSHK, v_BSHK, mask: Visible, **rest) -> Facts:
     """What the arrays and the mesh in use say; `rest`: the other fields of `Facts`.
 
     The backend is that of the mesh: a program may be compiled for devices that are not here.
@@ -159,7 +177,7 @@ def facts_of(q_BTHK, k_BSHK, v_BSHK, mask, **rest) -> Facts:
         **dict(zip("BTHK", q_BTHK.shape, strict=True)),
         S=k_BSHK.shape[1],
         value_width=v_BSHK.shape[-1],
-        packed=isinstance(mask, Visible) and mask.query_segments_BT is not None,
+        packed=mask.query_segments_BT is not None,
         mesh=tuple(mesh.shape.items()),
         **rest,
     )

@@ -8,9 +8,43 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 from jax.nn import initializers
 
 from tfx.sharding import constrain
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """x in float32, or in float64 where it is that already."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+@struct.dataclass
+class Product:
+    """Logits as the product that they are, so that a loss never need hold them whole:
+    states [B, T, D] times a table [V, D], plus a bias [V] where there is one."""
+
+    states_BTD: jax.Array
+    table_VD: jax.Array
+    bias_V: jax.Array | None = None
+
+    def factors(self) -> tuple[jax.Array, jax.Array]:
+        """States and table whose product is all of it: a bias is one more column."""
+        if self.bias_V is None:
+            return self.states_BTD, self.table_VD
+        one_BT1 = jnp.ones_like(self.states_BTD[..., :1])
+        bias_V1 = self.bias_V[:, None].astype(self.table_VD.dtype)
+        return jnp.concatenate([self.states_BTD, one_BT1], -1), jnp.concatenate(
+            [self.table_VD, bias_V1], -1
+        )
+
+    def logits(self) -> jax.Array:
+        """[B, T, V], float32 at least."""
+        x_BTD, table_VD = self.states_BTD, self.table_VD.astype(self.states_BTD.dtype)
+        out = jnp.promote_types(x_BTD.dtype, jnp.float32)
+        logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=out)
+        logits_BTV = logits_BTV if self.bias_V is None else logits_BTV + self.bias_V
+        return constrain(logits_BTV, "BTV")
 
 
 def parameter(module: nn.Module, name: str, init, axes: str, shape: tuple[int, ...]) -> jax.Array:
@@ -83,7 +117,8 @@ class Embed(nn.Module):
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Float32 logits [B, T, V]: the table as the output layer (Press and Wolf, 2017)."""
-        table_VD = self.embedding.astype(x_BTD.dtype)
-        out = jnp.float32
-        logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=out)
-        return constrain(logits_BTV, "BTV")
+        return self.product(x_BTD).logits()
+
+    def product(self, x_BTD: jax.Array, bias_V: jax.Array | None = None) -> Product:
+        """The same, not multiplied out."""
+        return Product(x_BTD, self.embedding.astype(x_BTD.dtype), bias_V)

@@ -14,6 +14,7 @@ ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
+    "tanh": jax.nn.tanh,
 }
 # Shazeer (2020): activation(x W) * (x V). His names: ReGLU, GEGLU, SwiGLU, GLU.
 GATED = {

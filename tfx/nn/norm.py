@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers
 
-from tfx.nn.linear import parameter
+from tfx.nn.linear import parameter, wide
 
 
 class LayerNorm(nn.Module):
@@ -19,7 +19,7 @@ class LayerNorm(nn.Module):
         width = (x_BTD.shape[-1],)
         scale_D = parameter(self, "scale", initializers.ones, "D", width)
         bias_D = parameter(self, "bias", initializers.zeros, "D", width)
-        y_BTD = x_BTD.astype(jnp.float32)
+        y_BTD = wide(x_BTD)
         y_BTD -= y_BTD.mean(-1, keepdims=True)
         y_BTD *= jax.lax.rsqrt(jnp.square(y_BTD).mean(-1, keepdims=True) + self.epsilon)
         return (y_BTD * scale_D[None, None] + bias_D[None, None]).astype(x_BTD.dtype)
@@ -33,7 +33,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         scale_D = parameter(self, "scale", initializers.ones, "D", (x_BTD.shape[-1],))
-        y_BTD = x_BTD.astype(jnp.float32)
+        y_BTD = wide(x_BTD)
         y_BTD *= jax.lax.rsqrt(jnp.square(y_BTD).mean(-1, keepdims=True) + self.epsilon)
         return (y_BTD * scale_D[None, None]).astype(x_BTD.dtype)
 

@@ -28,8 +28,8 @@ def loss(apply, params, batch, rngs, train, *, label_smoothing, smoothing, z_los
       Its sum over target tokens, their number, and sums of metrics: the plain negative
       log-likelihood.
     """
-    states_BTD, table_VD = apply(params, batch, rngs=rngs, train=train)
+    factors = apply(params, batch, rngs=rngs, train=train)["logits"].factors()
     targets_BT, weights_BT = batch["target_out"], batch["weights"]
     settings = (label_smoothing if train else 0.0, smoothing, z_loss if train else 0.0)
-    total, nll = cross_entropy(states_BTD, table_VD, targets_BT, weights_BT, *settings)
+    total, nll = cross_entropy(*factors, targets_BT, weights_BT, *settings)
     return total, weights_BT.sum(), {"nll": nll}
