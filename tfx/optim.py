@@ -55,8 +55,8 @@ def schedule(config, steps: int, width: int):
 
 def decayed(params):
     """Mask of the parameters that weight decay applies to: not biases, not norm scales."""
-    name = lambda path: path[-1].key
-    return jax.tree_util.tree_map_with_path(lambda p, _: name(p) not in ("bias", "scale"), params)
+    decays = lambda path, _: not path[-1].key.endswith(("bias", "scale"))
+    return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def build(config, steps: int, width: int) -> optax.GradientTransformation:

@@ -12,7 +12,11 @@ from tfx.models import weights
 
 TYPES = {  # their model_type, and the family of ours
     "bert": "bert",
-    "marian": "transformer",
+    "roberta": "roberta",
+    "xlm-roberta": "roberta",
+    "distilbert": "distilbert",
+    "marian": "marian",
+    "bart": "bart",
 }
 
 

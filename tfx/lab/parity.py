@@ -79,7 +79,7 @@ class Reference:
         said = self._meta.get("cases", {}).get(case, {})
         found = self._model(said.get("config_override", {}), tensors or self._tensors)
         theirs = self._under(case, "in") | said.get("extra", {})
-        outputs = jax.jit(partial(run, found.model, theirs=theirs))(found.params)
+        outputs = jax.jit(partial(run, found.model, found.about, theirs=theirs))(found.params)
         wanted = self._under(name or case, "out")
         exact = self._under(name or case, "out64") if self._float64 else {}
         for key, want in (wanted | exact).items():
@@ -97,7 +97,7 @@ class Reference:
         yield from self.case(said["case"], "eps_probe", tensors)
 
     def _learn(self, case, found, theirs, gradients) -> Iterator[Difference]:
-        loss = lambda params: run(found.model, params, theirs)["loss"]
+        loss = lambda params: run(found.model, found.about, params, theirs)["loss"]
         home = models.family(found.model.config)
         boxed, format = models.shapes(found.model), home.FORMAT
         config = found.model.config
@@ -111,9 +111,12 @@ class Reference:
             off = off if most > 1e-5 else np.abs(ours[name]).max()
             yield Difference(case, f"grad/{name}", float(off), LIMITS["grad"])
         if (losses := self._arrays.get(f"{case}/adamw/loss")) is not None:
-            flat = [len(p.theirs(format.transposed)) for p in hf.pieces(format, config, boxed)]
-            paths = ["/".join(p.path) for p in hf.pieces(format, config, boxed)]
-            ours = adamw(loss, found.params, len(losses), dict(zip(paths, flat, strict=True)))
+            axes = {
+                "/".join(piece.path): len(piece.theirs(format.transposed))
+                for piece in hf.pieces(format, config, boxed)
+                if piece.at.name in wanted  # others are not learned
+            }
+            ours = adamw(loss, found.params, len(losses), axes)
             yield Difference(case, "adamw/loss", float(np.abs(ours - losses).max()), 1e-4)
 
     def _model(self, override, tensors) -> pretrained.Pretrained:
@@ -140,10 +143,10 @@ def distance(ours, theirs) -> float:
     return float(np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max()))
 
 
-def run(model, params, theirs: dict) -> dict[str, jax.Array]:
+def run(model, about: dict, params, theirs: dict) -> dict[str, jax.Array]:
     """All outputs of a model, under the names that Hugging Face gives them."""
     format = models.family(model.config).FORMAT
-    batch = format.batch(model.config, theirs)
+    batch = format.batch(about, theirs)
     found, seen = model.apply({"params": params}, batch, method="predict", mutable="intermediates")
     multiply = lambda x: x.logits() if isinstance(x, Product) else x
     found = {key: multiply(x) for key, x in found.items()}
@@ -190,7 +193,7 @@ def adamw(loss, params, steps: int, axes: dict[str, int]) -> np.ndarray:
       axes: how many, by the path of a parameter.
     """
     name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-    decay = jax.tree_util.tree_map_with_path(lambda path, _: axes[name(path)] > 1, params)
+    decay = jax.tree_util.tree_map_with_path(lambda path, _: axes.get(name(path), 0) > 1, params)
     tx = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(5e-3, 0.9, 0.98, 1e-6, weight_decay=0.01, mask=decay),

@@ -8,9 +8,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from tfx.models import bert, transformer
+from tfx.models import bart, bert, distilbert, marian, roberta, transformer
 
-MODELS = {"transformer": transformer, "bert": bert}
+MODELS = {
+    "transformer": transformer,
+    "marian": marian,
+    "bart": bart,
+    "bert": bert,
+    "roberta": roberta,
+    "distilbert": distilbert,
+}
 
 
 def family(config) -> ModuleType:

@@ -29,6 +29,7 @@ from tfx.nn.kernels import Visible
 from tfx.nn.linear import Embed, Linear, parameter
 
 check = layers.check
+Head = Literal["none", "pretraining", "mlm", "nsp", "classify", "tokens", "choice", "span"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,13 @@ class Config(Layers):
     activation: layers.Activation = "gelu"
     types: Count = 2  # token types; 0: none
     pooler: Literal["none", "tanh", "relu"] = "tanh"  # the layer that makes a text's vector
+    pooler_dropout: layers.Rate = 0.0  # before it
     head: Literal["none", "pretraining", "mlm", "nsp", "classify", "tokens", "choice", "span"] = (
         "pretraining"
     )
     classes: layers.Positive = 2  # of the heads classify and tokens; 1: a regression
     head_dropout: layers.Rate = 0.1
+    head_activation: layers.Activation = "gelu"  # of the masked LM
 
 
 SIZES = {
@@ -69,7 +72,7 @@ def initial(config: Config) -> dict:
     return {"kernel$|embedding$|types$": initializers.truncated_normal(0.02)}
 
 
-LAYER = {
+LAYER = {  # ours -> theirs
     "self_attention/query": "attention.self.query",
     "self_attention/key": "attention.self.key",
     "self_attention/value": "attention.self.value",
@@ -128,6 +131,7 @@ FORMAT = hf.Format(
         "epsilon": "layer_norm_eps",
         "max_length": "max_position_embeddings",
         "activation": "hidden_act",
+        "head_activation": "hidden_act",
         "types": "type_vocab_size",
         "vocab": "vocab_size",
     },
@@ -156,9 +160,9 @@ class Bert(nn.Module):
         self.drop = Dropout(c.dropout)
         self.encoder = layers.stack(c)
         if c.head in ("pretraining", "mlm"):
-            self.lm = MaskedLM(c.activation, layers.norm(c))
+            self.lm = MaskedLM(c.head_activation, layers.norm(c))
         if c.pooler != "none" and c.head not in ("mlm", "tokens", "span"):
-            self.pool = Pooler(c.pooler)
+            self.pool = Pooler(c.pooler, c.pooler_dropout)
         self.head_drop = Dropout(c.head_dropout)
         classes = {"pretraining": 2, "nsp": 2, "choice": 1, "span": 2}.get(c.head, c.classes)
         if c.head not in ("none", "mlm"):
@@ -191,7 +195,7 @@ class Bert(nn.Module):
         if c.head in ("pretraining", "mlm"):
             found["logits"] = self.lm(x_BTD, self.embed)
         if c.head in ("tokens", "span"):
-            logits_BTL = self.classifier(self.head_drop(x_BTD, train))
+            logits_BTL = self.classifier(self.head_drop(x_BTD, train and c.head == "tokens"))
             if c.head == "tokens":
                 return found | {"logits": logits_BTL}
             return found | {"start": logits_BTL[..., 0], "end": logits_BTL[..., 1]}

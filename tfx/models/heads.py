@@ -8,8 +8,6 @@ from tfx.nn.dropout import Dropout
 from tfx.nn.linear import Embed, Linear, Product, parameter
 from tfx.nn.mlp import ACTIVATIONS
 
-HEADS = ("none", "pretraining", "mlm", "nsp", "classify", "tokens", "choice", "span")
-
 
 class MaskedLM(nn.Module):
     """Logits of the masked tokens: Devlin et al. (2019), their code. A dense layer, a norm, and

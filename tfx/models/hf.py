@@ -11,7 +11,7 @@ of heads; their layers have a number in the name, where ours lie in one array.
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -65,7 +65,8 @@ class Format:
       transposed: whether their linear layers are [out, in].
       special: (their config, their tensors) -> more fields of ours.
       unspecial: (our config) -> more of theirs.
-      batch: (our config, arguments of their model) -> batch for ours.
+      aliases: {name of a tensor: another name that it may have}.
+      batch: (their config, arguments of their model) -> batch for ours.
       outputs: (our config, what our model predicts, what it sows) -> outputs as they name them.
     """
 
@@ -78,17 +79,19 @@ class Format:
     transposed: bool = True
     special: Callable[[dict, dict], dict] = lambda theirs, tensors: {}
     unspecial: Callable[[Any], dict] = lambda config: {}
-    batch: Callable[[Any, dict], dict] = lambda config, theirs: one_text(theirs)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    batch: Callable[[dict, dict], dict] = lambda about, theirs: one_text(theirs)
     outputs: Callable[[Any, dict, dict], dict] = lambda config, *found: of_one_text(*found)
 
     def clean(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Tensors under the names of the table: no prefix, no names of old, nothing ignored."""
+        """Tensors under the names of the table: no prefix, no names of old."""
         found = {}
         for name, x in tensors.items():
             stem, dot, leaf = name.removeprefix(self.prefix).rpartition(".")
-            name = stem + dot + OLD.get(leaf, leaf)
-            if not re.search(self.ignored, name):
-                found[name] = x
+            found[stem + dot + OLD.get(leaf, leaf)] = x
+        for name, other in self.aliases.items():
+            if name not in found and other in found:
+                found[name] = found.pop(other)
         return found
 
     def prefixed(self, name: str, has_head: bool) -> str:
@@ -100,8 +103,8 @@ class Format:
         """Our Config of theirs, for the model class whose name ends like `head`."""
         given = {ours: theirs[name] for ours, name in self.config.items() if name in theirs}
         given |= dict(self.heads[head]) | self.special(theirs, tensors)
-        if (activation := given.get("activation")) in ACTIVATIONS:
-            given["activation"] = ACTIVATIONS[activation]
+        for key in given.keys() & {"activation", "head_activation"}:
+            given[key] = ACTIVATIONS.get(given[key], given[key])
         return cls(**given, dtype=dtype)
 
     def from_config(self, config) -> dict:
@@ -109,7 +112,7 @@ class Format:
         theirs = {name: getattr(config, ours) for ours, name in self.config.items()}
         back = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
         for ours, name in self.config.items():
-            if ours == "activation":
+            if ours.endswith("activation"):
                 theirs[name] = back.get(theirs[name], theirs[name])
         return theirs | self.unspecial(config)
 
@@ -208,9 +211,10 @@ def from_tensors(format: Format, config, boxed, tensors: Mapping[str, np.ndarray
             tree[piece.path[-1]] = x
         else:
             tree.setdefault(piece.path[-1], []).append(x)
+    left = [name for name in tensors.keys() - used if not re.search(format.ignored, name)]
     kinds = {
         "missing": missing,
-        "not of this model": tensors.keys() - used,
+        "not of this model": left,
         "of another shape": wrong,
     }
     if found := [f"{kind}: {', '.join(sorted(names))}" for kind, names in kinds.items() if names]:

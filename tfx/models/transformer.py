@@ -160,7 +160,9 @@ class Transformer(nn.Module):
         return {"logits": self._product(self.decode(batch, self.encode(batch, train), train))}
 
     def _product(self, x_BTD) -> Product:
-        return self.unembed.product(x_BTD, self.bias_V if self.config.output_bias else None)
+        # It is there to be given, not learned: Marian's and BART's leave it alone.
+        bias_V = jax.lax.stop_gradient(self.bias_V) if self.config.output_bias else None
+        return self.unembed.product(x_BTD, bias_V)
 
     def _embed_target(self, target_BT, start, positions_BT=None):
         learned = self.config.position == "learned"

@@ -1,0 +1,52 @@
+"""BART: Lewis et al. (2020), "Denoising Sequence-to-Sequence Pre-training".
+
+    section 2   N   d_model  d_ff   h
+    base        6       768  3072  12
+    large       12     1024  4096  16
+
+Differs from Vaswani et al. (2017), as the paper says: GELU, learned positions (two rows of the
+table come before the first), and a norm on the embeddings, which are not scaled.
+"""
+
+from dataclasses import dataclass, replace
+
+from jax.nn import initializers
+
+from tfx.models import layers, marian, transformer
+
+check = transformer.check
+MODEL = transformer.Transformer
+
+
+@dataclass(frozen=True)
+class Config(transformer.Config):
+    """Shape of the model. Defaults are BART base."""
+
+    width: layers.Positive = 768
+    heads: layers.Positive = 12
+    mlp: layers.Positive = 3072
+    attention_dropout: layers.Rate = 0.1
+    mlp_dropout: layers.Rate = 0.1
+    epsilon: layers.Epsilon = 1e-5
+    position: layers.Position = "learned"
+    position_offset: layers.Count = 2
+    embedding_norm: bool = True
+    activation: layers.Activation = "gelu"
+    scale_embeddings: bool = False
+    output_bias: bool = True
+
+
+SIZES = {"base": {}, "large": dict(width=1024, depth=12, heads=16, mlp=4096)}
+
+
+def initial(config: Config) -> dict:
+    """How parameters start, by their path: normal, 0.02 wide."""
+    return {"kernel$|embedding$": initializers.normal(0.02)}
+
+
+FORMAT = replace(
+    marian.FORMAT,
+    heads={"Model": {"output_bias": False}, "ForConditionalGeneration": {"output_bias": True}},
+    ignored=r"embed_tokens\.weight$|lm_head\.weight$",
+    unspecial=lambda config: marian.unspecial(config) | {"model_type": "bart"},
+)
