@@ -6,7 +6,8 @@ the logical axes of sharding, all at once; this is the only place that lists the
     B batch            T target / query length    S source / key length    D width
     H heads            K width of one head        F width of the mlp       V vocabulary
     N depth (layers)   W beams                    R rows = B * W           1 broadcast
-    C parts fused along one axis (query, key, value; gate, value)
+    C candidates, or choices                      P predicted positions, or of a prefix
+    L labels, or token types                      E the width again, as an output
 
 `scores_BHTS` holds one number per sentence, head, query position and key position.
 

@@ -151,3 +151,96 @@ def test_the_plain_log_likelihood_is_a_metric_without_a_gradient():
 def test_an_unknown_convention_is_refused():
     with pytest.raises(ValueError, match=r"'eps'.*uniform, tensor2tensor"):
         cross_entropy(states_BTD, table_VD, targets_BT, weights_BT, 0.1, "eps")
+
+
+# Losses of few classes, of a teacher, of states; and how means become one sum.
+
+
+def test_a_sum_of_means_is_one_quotient():
+    total, weight = losses.sum_of_means((1.0, 6.0, 4.0), (0.5, 9.0, 3.0), (2.0, 0.0, 0.0))
+    assert float(total / weight) == 6 / 4 + 0.5 * 9 / 3 and weight == 4
+    gradient = jax.grad(lambda x: losses.sum_of_means((1.0, x, 4.0), (1.0, x, 0.0))[0])(1.0)
+    assert gradient == 1
+    # Parts with the same ratio of weights add up to the whole.
+    parts = [losses.sum_of_means((1.0, s, 2.0), (0.5, s, 1.0)) for s in (3.0, 5.0)]
+    whole = losses.sum_of_means((1.0, 8.0, 4.0), (0.5, 8.0, 2.0))
+    np.testing.assert_allclose(np.sum(parts, 0), whole)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_few_classes(dtype):
+    logits_BTL = jnp.asarray(RANDOM.standard_normal((B, T, 4)), dtype)
+    classes_BT = RANDOM.integers(0, 4, (B, T))
+    nll, correct = losses.softmax_cross_entropy(logits_BTL, classes_BT, weights_BT)
+    exact = np.asarray(logits_BTL, float)
+    log = exact - np.log(np.exp(exact).sum(-1, keepdims=True))
+    chosen = np.take_along_axis(log, classes_BT[..., None], -1)[..., 0]
+    np.testing.assert_allclose(nll, -(chosen * weights_BT).sum(), rtol=1e-5)
+    np.testing.assert_allclose(correct, ((exact.argmax(-1) == classes_BT) * weights_BT).sum())
+    assert nll.dtype == jnp.float32
+
+
+def test_classes_that_cannot_be_and_rows_that_do_not_count():
+    logits_BL = jnp.array([[1.0, -jnp.inf, 2.0], [jnp.nan, jnp.inf, 0.0]])
+    run = lambda x: losses.softmax_cross_entropy(x, jnp.array([2, 0]), jnp.array([1.0, 0.0]))
+    np.testing.assert_allclose(run(logits_BL), [np.log(1 + np.exp(-1)), 1], rtol=1e-6)
+    gradient = jax.grad(lambda x: run(x)[0])(logits_BL)
+    assert np.isfinite(gradient).all() and not gradient[1].any() and gradient[0, 1] == 0
+
+
+def plain_divergence(student, teacher, weights, temperature, np=np):
+    def log_softmax(states, table):
+        logits = states @ table.T / temperature
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+    p, q = log_softmax(*teacher), log_softmax(*student)
+    return temperature**2 * ((np.exp(p) * (p - q)).sum(-1) * weights).sum()
+
+
+@pytest.mark.parametrize("count, at_once", [(5, 1 << 20), (50, 1)])
+def test_divergence_and_its_gradient_whole_or_in_parts(monkeypatch, count, at_once):
+    """In parts: 64 rows at a time, of 150; the last part is not full."""
+    monkeypatch.setattr(losses, "AT_ONCE", {})
+    monkeypatch.setattr(losses, "AT_ONCE_ELSEWHERE", at_once)
+    draw = lambda *shape: RANDOM.standard_normal(shape).astype(np.float32)
+    student, teacher = (draw(B, count, D), table_VD), (draw(B, count, 6), draw(V, 6))
+    weights = (RANDOM.random((B, count)) < 0.7).astype(np.float32)
+
+    def of(f, **kwargs):
+        scaled = lambda student, teacher: 0.7 * f(student, teacher, weights, 2.0, **kwargs)
+        return jax.jit(jax.value_and_grad(scaled, (0, 1)))(student, teacher)
+
+    (got, gradients), (want, wanted) = of(losses.distillation), of(plain_divergence, np=jnp)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for a, b in zip(gradients[0], wanted[0], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))
+    assert not any(g.any() for g in gradients[1])
+    program = str(
+        jax.make_jaxpr(losses.distillation, static_argnums=3)(student, teacher, weights, 2.0)
+    )
+    assert ("scan" in program) == (at_once == 1)
+
+
+def test_padding_poisons_no_divergence_and_no_cosine():
+    rubbish_BTD = np.where(weights_BT[..., None] > 0, states_BTD, np.float32(np.nan))
+    teacher = rubbish_BTD[::-1, ::-1], table_VD
+    teacher = (np.nan_to_num(teacher[0]), table_VD)
+    run = lambda x: losses.distillation((x, table_VD), teacher, weights_BT, 2.0)
+    alike = lambda x: losses.cosine_distance(x, states_BTD[::-1], weights_BT)
+    for of in (run, alike):
+        got, want = (jax.value_and_grad(of)(x) for x in (rubbish_BTD, states_BTD))
+        np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
+        np.testing.assert_allclose(got[1], want[1], atol=1e-6)
+
+
+def test_cosine_distance():
+    x, y = states_BTD, states_BTD[:, ::-1]
+    cosine = (x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1)
+    got = losses.cosine_distance(x, y, weights_BT)
+    np.testing.assert_allclose(got, ((1 - cosine) * weights_BT).sum(), rtol=1e-5)
+    np.testing.assert_allclose(losses.cosine_distance(x, 3 * x, weights_BT), 0, atol=1e-5)
+    np.testing.assert_allclose(
+        losses.cosine_distance(x, -x, weights_BT), 2 * weights_BT.sum(), rtol=1e-5
+    )
+    still = jax.grad(lambda x: losses.cosine_distance(x, states_BTD, weights_BT))(0 * x)
+    assert np.isfinite(still).all()

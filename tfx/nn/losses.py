@@ -139,3 +139,96 @@ def _part(table_VD, smoothed, z_loss, gradients, inputs):
         jnp.einsum("RV,VD->RD", gradient_RV, table_VD, **exact),
     )
     return sums, (table_VD, states_RD)
+
+
+def sum_of_means(*terms: tuple[float, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """One (sum, weight) whose quotient is the sum of several means.
+
+    Papers add means that are taken over different things: over masked tokens and over pairs of
+    sentences (BERT), over tokens and over masked tokens (DistilBERT). For terms (c, s, w) the
+    result is (w_0 (c_0 s_0 / w_0 + c_1 s_1 / w_1 + ...), w_0). Over the parts of a batch these
+    add up to the mean of every term weighted by the parts' w_0: the paper's loss exactly for one
+    part, and for several as long as the ratios of their weights are the same.
+
+    A term of weight 0 is left out.
+    """
+    weight = terms[0][2]
+    ratio = lambda w: jnp.where(w > 0, weight / jnp.where(w > 0, w, 1), 0)
+    return sum(c * s * ratio(w) for c, s, w in terms), weight
+
+
+def softmax_cross_entropy(
+    logits_BL: jax.Array, targets_B: jax.Array, weights_B: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of few classes, whose logits are at hand.
+
+    Args:
+      logits_BL: of any leading axes, those of targets and weights; -inf where a class cannot be.
+      targets_B: in [0, L); outside of it the result is undefined.
+      weights_B: 0 for what does not count, whatever its logits.
+
+    Returns:
+      Sums, float32: the negative log-likelihood, and how often the likeliest class was right.
+    """
+    logits_BL = jnp.where(weights_B[..., None] > 0, logits_BL.astype(jnp.float32), 0)
+    chosen_B1 = jnp.take_along_axis(jax.nn.log_softmax(logits_BL), targets_B[..., None], -1)
+    right_B = logits_BL.argmax(-1) == targets_B
+    return -(chosen_B1[..., 0] * weights_B).sum(), (right_B * weights_B).sum()
+
+
+def distillation(
+    student: tuple[jax.Array, jax.Array],
+    teacher: tuple[jax.Array, jax.Array],
+    weights_BT: jax.Array,
+    temperature: float,
+) -> jax.Array:
+    """The divergence KL(teacher || student) of softened distributions, times temperature^2, which
+    keeps the size of its gradient (Hinton et al., 2015, section 2).
+
+    Args:
+      student, teacher: states [B, T, D] and table [V, D], each of its own width; the logits are
+        their product, of which as little is held at a time as `cross_entropy` holds.
+      weights_BT: 0 for padding.
+
+    Returns:
+      The sum over positions, float32, differentiable with respect to the student alone.
+    """
+    rows = lambda x: x.reshape(-1, x.shape[-1])
+    inputs = rows(student[0]), lax.stop_gradient(rows(teacher[0])), weights_BT.ravel()
+    tables = student[1], lax.stop_gradient(teacher[1])
+    part = jax.checkpoint(functools.partial(_divergence, temperature))
+    count, held = weights_BT.size, 2 * tables[0].shape[0]
+    size = max(AT_ONCE.get(jax.default_backend(), AT_ONCE_ELSEWHERE) // held, 64)
+    if size >= count or jax.sharding.get_abstract_mesh().size > 1:
+        return part(tables, inputs)
+    parts = -(-count // size)
+
+    def cut(x):
+        x = jnp.pad(x, [(0, parts * size - count)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(parts, size, *x.shape[1:])
+
+    add = lambda total, inputs: (total + part(tables, inputs), None)
+    return lax.scan(add, jnp.zeros(()), jax.tree.map(cut, inputs))[0]
+
+
+def _divergence(temperature, tables, inputs):
+    *states, weights_R = inputs
+
+    def log_softmax(states_RD, table_VD):
+        states_RD = jnp.where(weights_R[:, None] > 0, states_RD, 0)
+        exact = dict(preferred_element_type=jnp.float32)
+        logits_RV = jnp.einsum("RD,VD->RV", states_RD, table_VD, **exact)
+        return jax.nn.log_softmax(logits_RV / temperature)
+
+    student_RV, teacher_RV = map(log_softmax, states, tables)
+    divergence_R = (jnp.exp(teacher_RV) * (teacher_RV - student_RV)).sum(-1)
+    return temperature**2 * (divergence_R @ weights_R)
+
+
+def cosine_distance(x_BTD: jax.Array, y_BTD: jax.Array, weights_BT: jax.Array) -> jax.Array:
+    """The sum over positions of 1 - cos(x, y), float32: PyTorch's CosineEmbeddingLoss."""
+    keep = lambda v: jnp.where(weights_BT[..., None] > 0, v.astype(jnp.float32), 0)
+    x_BTD, y_BTD = keep(x_BTD), keep(y_BTD)
+    length = lambda v: jnp.sqrt((v * v).sum(-1) + 1e-12)
+    cosine_BT = (x_BTD * y_BTD).sum(-1) / (length(x_BTD) * length(y_BTD))
+    return ((1 - cosine_BT) * weights_BT).sum()

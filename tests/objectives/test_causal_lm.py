@@ -1,0 +1,120 @@
+"""Language modelling: what a stream's blocks predict, and how a task goes with it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tfx.nn.linear import Product
+from tfx.objectives import causal_lm, classify
+
+RANDOM = np.random.default_rng(0)
+STATES_BTD, TABLE_VD = (RANDOM.normal(size=n).astype(np.float32) for n in ((2, 4, 3), (7, 3)))
+
+
+def nll_BT(states_BTD, targets_BT):
+    logits = states_BTD @ TABLE_VD.T
+    chosen = np.take_along_axis(logits, targets_BT[..., None], -1)[..., 0]
+    return np.log(np.exp(logits).sum(-1)) - chosen
+
+
+def test_documents_stand_between_separators():
+    stream = causal_lm.join([[5, 6], [], [7]], separator=0)
+    assert stream.tolist() == [0, 5, 6, 0, 0, 7, 0] and stream.dtype == np.int32
+    assert causal_lm.join([], 0).tolist() == [0]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 8, 9, 10, 25])
+@pytest.mark.parametrize("length, stride", [(1, None), (4, None), (4, 1), (4, 3), (100, 7)])
+def test_every_token_but_the_first_is_predicted_once(count, length, stride):
+    times = np.zeros(count, int)
+    for start, stop, seen in causal_lm.blocks(count, length, stride):
+        assert 2 <= stop - start <= length + 1
+        example = causal_lm.make_example(np.arange(start, stop), seen=seen)
+        assert example["weights"].any()
+        np.add.at(times, example["targets"], example["weights"].astype(int))
+    assert times.tolist() == [0, *[1] * (count - 1)][:count]
+
+
+def test_with_a_stride_all_but_the_first_block_have_context():
+    blocks = causal_lm.blocks(20, 8, 2)
+    assert blocks[0] == (0, 9, 0) and {seen for _, _, seen in blocks[1:]} == {6}
+
+
+@pytest.mark.parametrize("stride", [0, 9, -1])
+def test_a_stride_that_leaves_tokens_out_is_refused(stride):
+    with pytest.raises(ValueError, match=r"1\.\.8"):
+        causal_lm.blocks(20, 8, stride)
+
+
+def test_a_block_predicts_its_next_tokens():
+    made = causal_lm.make_example([3, 4, 5], seen=1)
+    assert {key: x.tolist() for key, x in made.items()} == {
+        "ids": [3, 4],
+        "mask": [1, 1],
+        "targets": [4, 5],
+        "weights": [0, 1],
+    }
+    for ids in ([], [3]):
+        with pytest.raises(ValueError, match="2 or more"):
+            causal_lm.make_example(ids)
+
+
+@pytest.mark.parametrize(
+    "ids, segments, positions",
+    [
+        ([0, 5, 6, 0, 7, 8], [1, 1, 1, 2, 2], [0, 1, 2, 0, 1]),
+        ([5, 6, 0, 7], [1, 1, 2], [0, 1, 0]),
+        ([0, 0, 0], [1, 2], [0, 0]),
+    ],
+)
+def test_documents_of_a_block_can_be_kept_apart(ids, segments, positions):
+    made = causal_lm.make_example(ids, separator=0)
+    assert made["segments"].tolist() == segments and made["positions"].tolist() == positions
+    assert made["weights"].all()  # that a document ends is predicted too
+
+
+def test_sums_over_tokens_of_weight():
+    batch = {
+        "targets": np.array([[1, 2, 3, 4], [5, 6, 0, 0]]),
+        "weights": np.float32([[1, 1, 1, 1], [0, 1, 0, 0]]),
+    }
+    outputs = {"logits": Product(jnp.asarray(STATES_BTD), jnp.asarray(TABLE_VD))}
+    run = lambda train, **settings: causal_lm.loss(
+        lambda *_, **__: outputs, None, batch, None, train, **settings
+    )
+    total, weight, sums = run(True)
+    want = (nll_BT(STATES_BTD, batch["targets"]) * batch["weights"]).sum()
+    np.testing.assert_allclose([total, sums["nll"]], [want, want], rtol=1e-6)
+    assert weight == 5
+    assert run(True, label_smoothing=0.1)[0] != total == run(False, label_smoothing=0.1)[0]
+
+
+def test_a_task_with_half_the_language_model_beside_it():
+    """task + 0.5 LM, where the LM is a mean over a text's tokens and then over texts."""
+    batch = {
+        "ids": np.array([[1, 2, 3, 4], [5, 6, 0, 0], [0, 0, 0, 0]]),
+        "mask": np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]),
+        "label": np.array([1, 0, 0]),
+    }
+    states_BTD = np.concatenate([STATES_BTD, STATES_BTD[:1]])
+    logits_BL = jnp.array([[0.0, 1], [2, 0], [9, 0]])
+    calls = []
+
+    def apply(params, batch, rngs, train):
+        calls.append(1)
+        return {"logits": logits_BL, "lm": Product(params, jnp.asarray(TABLE_VD))}
+
+    loss = causal_lm.with_task(classify.loss)
+    run = lambda states: loss(apply, states, batch, None, True)
+    total, weight, sums = run(jnp.asarray(states_BTD))
+    each = nll_BT(states_BTD[:, :-1], batch["ids"][:, 1:])
+    lm = [each[0].mean(), each[1, 0]]
+    task = [np.log(1 + np.exp(-1)), np.log(1 + np.exp(-2))]
+    np.testing.assert_allclose(total / weight, np.mean(task) + 0.5 * np.mean(lm), rtol=1e-6)
+    np.testing.assert_allclose(sums["lm"], sum(lm), rtol=1e-6)
+    np.testing.assert_allclose(sums["nll"], sum(task), rtol=1e-6)
+    assert weight == 2 and sums["correct"] == 2 and len(calls) == 1
+    gradient = jax.grad(lambda states: run(states)[0])(jnp.asarray(states_BTD))
+    learns = np.abs(gradient).sum(-1) > 0
+    assert learns.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]

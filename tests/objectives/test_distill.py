@@ -1,0 +1,165 @@
+"""Distillation: the three losses by their formulas, which tokens, which layers."""
+
+from math import ceil, sqrt
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tfx.nn.linear import Product
+from tfx.objectives import distill
+from tfx.objectives.inputs import Special, frame
+
+SPECIAL = Special(pad=0, cls=1, sep=2, mask=3)
+VOCAB = 40
+EVEN = distill.token_weights(np.ones(VOCAB), SPECIAL)
+
+
+def rows(*sizes):
+    return [frame("bert", SPECIAL, np.arange(10, 10 + n)) for n in sizes]
+
+
+def test_rare_tokens_are_likelier():
+    weights = distill.token_weights(np.array([5, 9, 9, 9, 0, 1, 100]), SPECIAL)
+    np.testing.assert_allclose(weights, [0, 0, 0, 0, 1, 1, 100**-0.7])
+    # One of two tokens is chosen: ceil(0.15 * 4) of the row.
+    weights = distill.token_weights(np.array([1] * 10 + [1, 20] + [1] * 28), SPECIAL)
+    rng, trials = np.random.default_rng(0), 4000
+    made = [
+        distill.make_example(rows(2)[0], rng, special=SPECIAL, weights=weights)
+        for _ in range(trials)
+    ]
+    rare, chance = sum(x["weights"][1] for x in made), 1 / (1 + 20**-0.7)
+    assert all(x["weights"].sum() == 1 for x in made)
+    assert abs(rare - trials * chance) < 4 * sqrt(trials * chance * (1 - chance))
+
+
+@pytest.mark.parametrize("sizes", [(5,), (3, 30, 12), (0, 1), (20,) * 8])
+def test_a_share_of_the_batch_is_masked(sizes):
+    total, counts = sum(sizes) + 2 * len(sizes), set()
+    for seed in range(20):
+        before = rows(*sizes)
+        rng = np.random.default_rng(seed)
+        made = distill.make_examples(before, rng, special=SPECIAL, weights=EVEN)
+        count = sum(int(row["weights"].sum()) for row in made)
+        assert count == min(ceil(0.15 * total), sum(sizes))
+        counts.add(tuple(row["weights"].sum() for row in made))
+        for old, new in zip(before, made, strict=True):
+            assert (new["targets"] == old["ids"]).all()
+            assert (new["ids"] == old["ids"])[new["weights"] == 0].all()
+            assert not new["weights"][np.isin(old["ids"], SPECIAL.ids)].any()
+    assert len(counts) > 1 or len(sizes) == 1 or min(sizes) < 1  # wherever in the batch
+
+
+def test_all_special_and_determinism():
+    nothing = distill.make_example(
+        rows(0)[0], np.random.default_rng(0), special=SPECIAL, weights=EVEN
+    )
+    assert not nothing["weights"].any() and nothing["ids"].tolist() == [1, 2]
+    make = lambda seed: distill.make_examples(
+        rows(30, 30), np.random.default_rng(seed), special=SPECIAL, weights=EVEN
+    )
+    one, same, other = (make(seed)[0]["ids"].tolist() for seed in (1, 1, 2))
+    assert one == same != other
+
+
+# The loss.
+
+RANDOM = np.random.default_rng(0)
+draw = lambda *shape: RANDOM.normal(size=shape).astype(np.float32)
+STUDENT, TEACHER = (draw(2, 4, 3), draw(7, 3)), (draw(2, 4, 5), draw(7, 5))
+STATES_BTD, WANTED_BTD = draw(2, 4, 6), draw(2, 4, 6)
+BATCH = {
+    "mask": np.array([[1, 1, 1, 1], [1, 1, 0, 0]]),
+    "targets": np.array([[1, 2, 3, 4], [5, 6, 0, 0]]),
+    "weights": np.float32([[0, 1, 0, 1], [1, 0, 0, 0]]),
+}
+
+
+def run(student, states, teacher, wanted, **settings):
+    outputs = lambda factors, states: {"logits": Product(*factors), "states": states}
+    theirs = lambda batch: outputs(teacher, wanted)
+    apply = lambda *_, **__: outputs(student, states)
+    return distill.loss(apply, None, BATCH, None, True, teacher=theirs, **settings)
+
+
+def means(masked_only=False):
+    """Each loss as the mean that it is, one formula a line."""
+    mask, masked = BATCH["mask"] > 0, BATCH["weights"] > 0
+    mine, theirs = (states @ table.T for states, table in (STUDENT, TEACHER))
+    log = lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True))
+    p, q = log(theirs / 2), log(mine / 2)
+    divergence = (np.exp(p) * (p - q)).sum(-1)[masked if masked_only else mask].mean() * 4
+    nll = -np.take_along_axis(log(mine), BATCH["targets"][..., None], -1)[..., 0][masked].mean()
+    norm = lambda x: np.linalg.norm(x, axis=-1)
+    cosine = (STATES_BTD * WANTED_BTD).sum(-1) / norm(STATES_BTD) / norm(WANTED_BTD)
+    return divergence, nll, 1 - cosine[mask].mean()
+
+
+@pytest.mark.parametrize("masked_only", [False, True])
+def test_five_two_one(masked_only):
+    total, weight, sums = run(STUDENT, STATES_BTD, TEACHER, WANTED_BTD, masked_only=masked_only)
+    divergence, nll, cosine = means(masked_only)
+    np.testing.assert_allclose(total / weight, 5 * divergence + 2 * nll + cosine, rtol=1e-5)
+    assert weight == 6 and sums["masked"] == 3
+    np.testing.assert_allclose(sums["nll"], 3 * nll, rtol=1e-5)
+    np.testing.assert_allclose(
+        sums["divergence"], (3 if masked_only else 6) * divergence, rtol=1e-5
+    )
+    np.testing.assert_allclose(sums["cosine"], 6 * cosine, rtol=1e-5)
+
+
+def test_states_of_other_widths_can_be_left_out():
+    narrow = STATES_BTD[..., :2]
+    total, weight, _ = run(STUDENT, narrow, TEACHER, WANTED_BTD, coefficients=(5, 2, 0))
+    divergence, nll, _ = means()
+    np.testing.assert_allclose(total / weight, 5 * divergence + 2 * nll, rtol=1e-5)
+
+
+def test_the_student_alone_learns_and_from_tokens_alone():
+    arguments = jax.tree.map(jnp.asarray, (STUDENT, STATES_BTD, TEACHER, WANTED_BTD))
+    gradients = jax.grad(lambda *x: run(*x)[0], (0, 1, 2, 3))(*arguments)
+    assert not any(g.any() for g in jax.tree.leaves(gradients[2:]))
+    for gradient in (gradients[0][0], gradients[1]):
+        assert ((np.abs(gradient).sum(-1) > 0) == BATCH["mask"]).all()
+
+
+def test_a_student_like_its_teacher_loses_nothing_but_the_masked_tokens():
+    total, _, sums = run(TEACHER, WANTED_BTD, TEACHER, WANTED_BTD)
+    np.testing.assert_allclose([sums["divergence"], sums["cosine"]], 0, atol=1e-5)
+    np.testing.assert_allclose(total, 2 * sums["nll"] * 6 / 3, rtol=1e-5)
+
+
+# The start.
+
+
+def test_layers_of_the_authors():
+    assert distill.student_layers(12, 6) == [0, 2, 4, 7, 9, 11]
+    assert distill.student_layers(12, 1) == [0] and distill.student_layers(6, 3) == [0, 3, 5]
+    for teacher in range(1, 30):
+        for student in range(1, teacher + 1):
+            layers = distill.student_layers(teacher, student)
+            assert len({*layers}) == student and layers == sorted(layers) and layers[0] == 0
+            assert student == 1 or layers[-1] == teacher - 1
+    for student in (0, 5):
+        with pytest.raises(ValueError, match="of a teacher of 4"):
+            distill.student_layers(4, student)
+
+
+def test_parameters_are_the_teachers_rows():
+    stack = {"layers": {"query": {"kernel": draw(4, 3, 3)}}, "norm": {"scale": draw(3)}}
+    teacher = {"embed": {"embedding": draw(7, 3)}, "encoder": stack, "pool": {"bias": draw(3)}}
+    student = jax.tree.map(np.zeros_like, teacher)
+    student["encoder"]["layers"]["query"]["kernel"] = np.zeros((2, 3, 3))
+    del student["pool"]
+    made = distill.student_parameters(student, teacher, [0, 3])
+    assert jax.tree.structure(made) == jax.tree.structure(student)
+    kernel = made["encoder"]["layers"]["query"]["kernel"]
+    assert (kernel == stack["layers"]["query"]["kernel"][[0, 3]]).all()
+    assert (made["embed"]["embedding"] == teacher["embed"]["embedding"]).all()
+    assert (made["encoder"]["norm"]["scale"] == stack["norm"]["scale"]).all()
+    student["head"] = {"bias": np.zeros(2)}
+    with pytest.raises(ValueError, match=r"'head'.*nothing") as raised:
+        distill.student_parameters(student, teacher, [0, 1, 3])
+    assert "(2, 3, 3): the teacher has (3, 3, 3)" in str(raised.value)

@@ -1,0 +1,235 @@
+"""Question answering: windows over long contexts, answers as tokens, tokens as answers."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tfx.objectives import span_qa
+from tfx.objectives.inputs import Special
+
+SPECIAL = Special(pad=0, cls=1, sep=2)
+TEXT = "The leader was  John Smith (1895-1943), a Japanese painter\nof note."
+
+
+def ask(text=TEXT, pattern=r"\w{1,5}|[^\w\s]", question=(7, 8), id="q1"):
+    """A question about a text whose tokens are pieces of at most five letters."""
+    offsets = np.array([match.span() for match in re.finditer(pattern, text)]).reshape(-1, 2)
+    return span_qa.Question(id, list(question), [*range(10, 10 + len(offsets))], offsets, text)
+
+
+def rows_of(question, **settings):
+    return span_qa.make_examples(question, special=SPECIAL, **settings)
+
+
+@pytest.mark.parametrize(
+    "answer, tokens",
+    [
+        ("1895", "1895"),
+        ("John Smith", "John Smith"),
+        ("Japan", "Japan"),  # a part of a word that is a token
+        ("Japanese painter", "Japanese painter"),
+        ("apan", "Japan"),  # a part of a token: all of it
+        ("painter\nof", "painter\nof"),
+        (TEXT, TEXT),
+    ],
+)
+def test_an_answer_is_the_tokens_that_have_its_characters(answer, tokens):
+    question = ask()
+    first, last = span_qa.answer_tokens(question, answer, TEXT.index(answer))
+    assert TEXT[question.offsets[first][0] : question.offsets[last][1]] == tokens
+
+
+@pytest.mark.parametrize(
+    "answer, begin, message",
+    [
+        ("1895", 27, r"question q1: its answer '1895' is not at character 27 .*'\(189'"),
+        ("1895", -1, "not at character -1"),
+        ("note.", 999, "not at character 999"),
+        ("", 3, "not at character 3"),
+        ("  ", 14, "no token .* has a character of its answer"),
+    ],
+)
+def test_an_answer_that_is_not_in_the_text_is_refused(answer, begin, message):
+    with pytest.raises(ValueError, match=message):
+        rows_of(ask(), answer=(answer, begin))
+
+
+@pytest.mark.parametrize("count", [0, 1, 9, 10, 11, 37])
+@pytest.mark.parametrize("room, stride", [(10, 4), (10, 10), (10, 99), (1, 1)])
+def test_windows_cover_the_context(count, room, stride):
+    spans = span_qa.windows(count, room, stride)
+    assert spans[0][0] == 0 and spans[-1][1] == count
+    assert all(0 < end - start <= room for start, end in spans if count)
+    steps = np.diff([start for start, _ in spans])
+    assert (steps == min(room, stride)).all()
+    assert {n for span in spans for n in range(*span)} == {*range(count)}
+    assert len(spans) == 1 or spans[-2][1] < count
+
+
+def test_the_window_with_most_context_of_the_authors():
+    """the man went to the | to the store and bought | and bought a gallon of: `bought` is the
+    third's, with one token before and three behind it."""
+    best = span_qa.best_windows([(0, 5), (3, 8), (6, 11)], 11)
+    assert best[7] == 2 and best.tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+
+
+def test_one_row_where_all_fits():
+    (row,) = rows_of(ask("a b c"), answer=("b", 2))
+    assert row["ids"].tolist() == [1, 7, 8, 2, 10, 11, 12, 2]
+    assert row["at"].tolist() == [-1, -1, -1, -1, 0, 1, 2, -1]
+    assert (row["start"], row["end"], row["impossible"]) == (5, 5, False)
+    assert row["best"].tolist() == [False] * 4 + [True] * 3 + [False]
+    assert {*span_qa.DEVICE} <= row.keys()
+
+
+def test_no_answer_is_the_first_token():
+    (row,) = rows_of(ask("a b c"))
+    assert (row["start"], row["end"], row["impossible"]) == (0, 0, True)
+    (row,) = rows_of(ask(""))
+    assert row["ids"].tolist() == [1, 7, 8, 2, 2] and row["impossible"]
+
+
+def test_the_context_can_come_first_and_the_null_last():
+    (row,) = rows_of(ask("a b c"), family="xlnet", context_first=True)
+    assert row["ids"].tolist() == [10, 11, 12, 2, 7, 8, 2, 1]
+    assert row["types"].tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
+    assert row["start"] == row["end"] == 7 and row["at"].tolist()[:4] == [0, 1, 2, -1]
+
+
+@pytest.mark.parametrize("family, context_first", [("bert", False), ("xlnet", True)])
+@pytest.mark.parametrize("length", [8, 11, 100])
+def test_long_contexts_become_several_rows(family, context_first, length):
+    question = ask()
+    answer = ("John Smith", TEXT.index("John"))
+    span = span_qa.answer_tokens(question, *answer)
+    settings = dict(family=family, context_first=context_first, length=length, stride=2)
+    rows = rows_of(question, answer=answer, **settings)
+    assert all(len(row["ids"]) <= length for row in rows)
+    seen = np.concatenate([row["at"][row["best"]] for row in rows])
+    assert sorted(seen.tolist()) == [*range(len(question.context))]  # each is some row's, once
+    whole = 0
+    for row in rows:
+        context = row["at"] >= 0
+        assert (row["ids"][context] == np.array(question.context)[row["at"][context]]).all()
+        inside = {*span} <= {*row["at"].tolist()}
+        assert row["impossible"] == (not inside)
+        if inside:
+            assert (row["at"][row["start"]], row["at"][row["end"]]) == span
+            whole += 1
+        else:
+            assert row["ids"][row["start"]] == row["ids"][row["end"]] == SPECIAL.cls
+    assert whole
+
+
+def test_a_question_that_leaves_no_room_is_refused():
+    with pytest.raises(ValueError, match=r"question q1: its 2 tokens leave no room .* rows of 5"):
+        rows_of(ask(), length=5)
+    assert rows_of(ask(), length=6)
+    with pytest.raises(ValueError, match="1 offsets, 3 tokens"):
+        rows_of(ask("a b c")._replace(offsets=np.zeros((1, 2))))
+
+
+# From logits to text.
+
+
+def logits_for(rows, span, high=9.0):
+    """Logits that say `span`, two tokens of the context, in each row that has them."""
+    made = []
+    for row in rows:
+        ends = []
+        for token in span:
+            logits = np.zeros(len(row["at"]) + 3)  # the batch was padded
+            logits[len(row["at"]) :] = 99
+            logits[: len(row["at"])][row["at"] == token] = high
+            ends.append(logits)
+        made.append(ends)
+    return zip(*made, strict=True)
+
+
+@pytest.mark.parametrize("length, stride", [(100, 50), (11, 2), (9, 1)])
+def test_every_answer_is_found_back(length, stride):
+    question = ask()
+    rows = rows_of(question, length=length, stride=stride)
+    for first in range(len(question.context)):
+        for last in range(first, min(first + 2, len(question.context))):
+            logits = logits_for(rows, (first, last))
+            answers, _ = span_qa.n_best(question, rows, *logits, special=SPECIAL)
+            want = TEXT[question.offsets[first][0] : question.offsets[last][1]]
+            assert answers[0].text == want == TEXT[answers[0].begin : answers[0].end]
+            assert answers[0].score == 18
+
+
+def test_the_best_are_those_of_an_exhaustive_search():
+    question, rng = ask(), np.random.default_rng(0)
+    rows = rows_of(question, length=12, stride=4)
+    starts, ends = ([rng.normal(size=len(row["at"])) for row in rows] for _ in range(2))
+    best = {}
+    for row, start, end in zip(rows, starts, ends, strict=True):
+        at = row["at"]
+        for i in range(len(at)):
+            for j in range(i, min(i + 3, len(at))):
+                if row["best"][i] and at[j] >= 0:
+                    text = TEXT[question.offsets[at[i]][0] : question.offsets[at[j]][1]]
+                    best[text] = max(best.get(text, -np.inf), start[i] + end[j])
+    answers, null = span_qa.n_best(
+        question, rows, starts, ends, special=SPECIAL, count=15, longest=3
+    )
+    want = sorted(best.items(), key=lambda pair: -pair[1])[:15]
+    assert [answer.text for answer in answers] == [text for text, _ in want]
+    np.testing.assert_allclose([answer.score for answer in answers], [score for _, score in want])
+    assert null == min(start[0] + end[0] for start, end in zip(starts, ends, strict=True))
+
+
+def test_pieces_that_hold_the_space_before_them():
+    """SentencePiece's: the answer is without it, and found where it is written."""
+    question = ask("see John Smith there", pattern=r"\s?\w+")
+    assert span_qa.answer_tokens(question, "John Smith", 4) == (1, 2)
+    rows = rows_of(question)
+    (best, *_), _ = span_qa.n_best(question, rows, *logits_for(rows, (1, 2)), special=SPECIAL)
+    assert (best.text, best.begin, best.end) == ("John Smith", 4, 14)
+
+
+def test_the_threshold_decides_whether_there_is_an_answer():
+    answers = [span_qa.Answer("a", 3.0, 0, 1), span_qa.Answer("b", 1.0, 2, 3)]
+    assert span_qa.predict(answers, null=99.0) == "a"
+    assert span_qa.predict(answers, null=3.5, threshold=0.0) == ""
+    assert span_qa.predict(answers, null=3.5, threshold=1.0) == "a"
+    assert span_qa.predict([], null=0.0) == ""
+    question = ask("")
+    (row,) = rows_of(question)
+    found = span_qa.n_best(question, [row], [np.ones(5)], [np.ones(5)], special=SPECIAL)
+    assert found == ([], 2.0)
+
+
+# The loss.
+
+
+def test_the_mean_of_both_ends_over_rows_and_tokens_that_are_there():
+    batch = {
+        "mask": np.array([[1, 1, 1], [1, 1, 0], [0, 0, 0]]),
+        "start": np.array([0, 1, 0]),
+        "end": np.array([2, 1, 0]),
+    }
+    rng = np.random.default_rng(0)
+    start_BT, end_BT = (rng.normal(size=(3, 3)).astype(np.float32) for _ in range(2))
+    start_BT[0], end_BT[0] = [3, 0, 0], [0, 0, 3]
+
+    def run(start_BT, end_BT):
+        outputs = {"start": start_BT, "end": end_BT}
+        return span_qa.loss(lambda *_, **__: outputs, None, batch, None, True)
+
+    def nll(logits_T, place, count):
+        return np.log(np.exp(logits_T[:count]).sum()) - logits_T[place]
+
+    total, weight, sums = run(jnp.asarray(start_BT), jnp.asarray(end_BT))
+    want = nll(start_BT[0], 0, 3) + nll(end_BT[0], 2, 3)
+    want += nll(start_BT[1], 1, 2) + nll(end_BT[1], 1, 2)
+    np.testing.assert_allclose([total, sums["nll"]], [want / 2] * 2, rtol=1e-5)
+    right = [start_BT[1, 1] > start_BT[1, 0] and end_BT[1, 1] > end_BT[1, 0], True]
+    assert weight == 2 and sums["correct"] == sum(right)
+    gradients = jax.grad(lambda *x: run(*x)[0], (0, 1))(jnp.asarray(start_BT), jnp.asarray(end_BT))
+    for gradient in gradients:
+        assert ((gradient != 0) == batch["mask"]).all()

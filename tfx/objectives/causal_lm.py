@@ -1,0 +1,132 @@
+"""Language modelling: predict each token from those before it (Radford et al., 2018 and 2019).
+
+stream   <sep> d o c 1 <sep> d o c 2 <sep>      documents, one after the other
+block    ids      x1 x2 ... xn
+         targets  x2 x3 ... xn+1                of which the next block's ids begin with xn+1
+"""
+
+from collections.abc import Iterable
+
+import jax.numpy as jnp
+import numpy as np
+
+from tfx.nn.losses import cross_entropy, sum_of_means
+
+
+def join(documents: Iterable, separator: int) -> np.ndarray:
+    """The ids of documents as one stream, with a separator before, between and after them: every
+    token of every document is then predicted, and so is its end."""
+    parts = [[separator]]
+    for ids in documents:
+        parts += [ids, [separator]]
+    return np.concatenate([np.asarray(part, np.int32) for part in parts])
+
+
+def blocks(count: int, length: int, stride: int | None = None) -> list[tuple[int, int, int]]:
+    """Where to cut a stream of `count` tokens so that each but the first is predicted once.
+
+    Args:
+      length: tokens that a block predicts, at most: the last one may be shorter.
+      stride: how many of them are new to it; the others are context, so that no token is
+        predicted from little (evaluation). None: all.
+
+    Returns:
+      (start, stop, seen): ids of the block, and how many of its targets are context.
+
+    Raises:
+      ValueError: the stride would leave tokens out.
+    """
+    stride = length if stride is None else stride
+    if not 1 <= stride <= length:
+        raise ValueError(f"a stride of {stride} with blocks of {length}: choose from 1..{length}")
+    starts = range(0, max(count - 1 - (length - stride), min(count - 1, 1)), stride)
+    return [(n, min(n + length + 1, count), (length - stride) * (n > 0)) for n in starts]
+
+
+def make_example(
+    ids, rng=None, *, seen: int = 0, separator: int | None = None
+) -> dict[str, np.ndarray]:
+    """A block: its tokens but the last, and its tokens but the first as what they predict.
+
+    Args:
+      ids: two tokens or more; see `join` for how a document begins and ends.
+      seen: leading targets that are context, of weight 0.
+      separator: where it is given, documents do not see each other: `segments` counts them from
+        1 and `positions` from 0 within each, a separator being the first of its document. None:
+        attention crosses them, as in the papers.
+
+    Raises:
+      ValueError: there is nothing to predict.
+    """
+    if len(ids) < 2:
+        raise ValueError(f"a block of {len(ids)} tokens predicts nothing; it takes 2 or more")
+    ids = np.asarray(ids, np.int32)
+    count = len(ids) - 1
+    example = {
+        "ids": ids[:-1],
+        "mask": np.ones(count, np.int32),
+        "targets": ids[1:],
+        "weights": (np.arange(count) >= seen).astype(np.float32),
+    }
+    if separator is not None:
+        begins = ids[:-1] == separator
+        begins[0] = True
+        first = np.flatnonzero(begins)
+        segments = np.cumsum(begins, dtype=np.int32)
+        positions = np.arange(count, dtype=np.int32) - first[segments - 1].astype(np.int32)
+        example |= {"segments": segments, "positions": positions}
+    return example
+
+
+def loss(
+    apply,
+    params,
+    batch,
+    rngs,
+    train,
+    *,
+    label_smoothing: float = 0.0,
+    smoothing: str = "uniform",
+    z_loss: float = 0.0,
+):
+    """Cross-entropy of `targets` [B, T] of `weights` [B, T].
+
+    Returns:
+      Its sum over tokens, their number, and a sum: `nll`, without smoothing.
+    """
+    factors = apply(params, batch, rngs=rngs, train=train)["logits"].factors()
+    targets_BT, weights_BT = batch["targets"], batch["weights"]
+    settings = (label_smoothing if train else 0.0, smoothing, z_loss if train else 0.0)
+    total, nll = cross_entropy(*factors, targets_BT, weights_BT, *settings)
+    return total, weights_BT.sum(), {"nll": nll}
+
+
+def with_task(task, coefficient: float = 0.5):
+    """The loss of a task, and that of language modelling on its texts beside it (Radford et al.,
+    2018, equation 5): task + coefficient * LM, the latter a mean over each text's tokens and then
+    over texts.
+
+    Args:
+      task: a loss of this drawer. The model is called once, and returns `lm`, logits of tokens,
+        beside what the task asks for.
+
+    Returns:
+      A loss, which has the sum over texts of the LM's mean among its sums: `lm`.
+    """
+
+    def loss(apply, params, batch, rngs, train, **settings):
+        outputs = apply(params, batch, rngs=rngs, train=train)
+        rest = (params, batch, rngs, train)
+        total, weight, sums = task(lambda *_, **__: outputs, *rest, **settings)
+        # The choices of a multiple choice are texts like any other.
+        ids_BT, mask_BT = (x.reshape(-1, x.shape[-1]) for x in (batch["ids"], batch["mask"]))
+        weights_BT = mask_BT[:, 1:].astype(jnp.float32)
+        count_B1 = weights_BT.sum(-1, keepdims=True)
+        states_BTD, table_VD = outputs["lm"].factors()
+        weights_BT = weights_BT / jnp.maximum(count_B1, 1)
+        lm, _ = cross_entropy(states_BTD[:, :-1], table_VD, ids_BT[:, 1:], weights_BT)
+        texts = (count_B1 > 0).sum().astype(jnp.float32)
+        total, weight = sum_of_means((1.0, total, weight), (coefficient, lm, texts))
+        return total, weight, sums | {"lm": lm}
+
+    return loss

@@ -1,0 +1,154 @@
+"""Distillation: a student learns what its teacher makes of masked text. Sanh et al. (2019).
+
+    5  KL(teacher || student) of the softened distributions of tokens, temperature 2
+    2  the cross-entropy of the masked tokens
+    1  1 - the cosine of the last hidden states
+
+each a mean over tokens: the first and the last over all of them, as in the authors' code. The
+student starts as every second layer of its teacher.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tfx.nn.losses import cosine_distance, cross_entropy, distillation, sum_of_means
+from tfx.objectives import masked_lm
+from tfx.objectives.inputs import Special
+
+
+def token_weights(counts: np.ndarray, special: Special) -> np.ndarray:
+    """How likely each id is to be chosen for masking: the rarer the likelier, special ones never.
+
+    Args:
+      counts: [vocab], how often each id is in the training text.
+    """
+    weights = np.maximum(counts, 1) ** -0.7
+    weights[special.ids] = 0
+    return weights
+
+
+def make_examples(
+    rows: Sequence[dict],
+    rng: np.random.Generator,
+    *,
+    special: Special,
+    weights: np.ndarray,
+    rate: float = 0.15,
+) -> list[dict[str, np.ndarray]]:
+    """The rows of a batch, ceil(rate * tokens) of their tokens masked, wherever in it they are.
+
+    Args:
+      rows: of `inputs.frame`.
+      weights: [vocab], see `token_weights`; random tokens are drawn from all ids.
+
+    Returns:
+      The rows with masked `ids`, and `targets` [T] and `weights` [T]: 1 where one was chosen.
+    """
+    ids = np.concatenate([row["ids"] for row in rows])
+    count = min(math.ceil(rate * len(ids)), np.count_nonzero(weights[ids]))
+    with np.errstate(divide="ignore"):  # the first arrivals of a race: drawn without replacement
+        arrivals = rng.exponential(size=len(ids)) / weights[ids]
+    masked = np.sort(np.argsort(arrivals)[:count])
+    drawn = masked_lm.draw(count, rng, len(weights), ())
+    changed = masked_lm.replace(ids, masked, drawn, special.get("mask"), rng)
+    scored = np.zeros(len(ids), np.float32)
+    scored[masked] = 1
+    cuts = np.cumsum([len(row["ids"]) for row in rows])[:-1]
+    parts = zip(rows, *(np.split(x, cuts) for x in (changed, ids, scored)), strict=True)
+    return [row | {"ids": new, "targets": old, "weights": w} for row, new, old, w in parts]
+
+
+def make_example(inputs: dict, rng: np.random.Generator, **settings) -> dict[str, np.ndarray]:
+    """One row, as a batch of its own: see `make_examples`."""
+    return make_examples([inputs], rng, **settings)[0]
+
+
+def loss(
+    apply,
+    params,
+    batch,
+    rngs,
+    train,
+    *,
+    teacher: Callable[[dict], dict],
+    temperature: float = 2.0,
+    coefficients: tuple[float, float, float] = (5.0, 2.0, 1.0),
+    masked_only: bool = False,
+):
+    """The three losses of `targets` and `weights` [B, T], weighted and added up.
+
+    Args:
+      teacher: batch -> what its model returns, `logits` and `states`; no gradient enters it.
+      coefficients: of the divergence, of the masked tokens, of the cosine. States are compared
+        only where theirs is above 0, and must then be as wide as the teacher's.
+      masked_only: take the divergence over the masked tokens, not over all.
+
+    Returns:
+      A sum over tokens and their number, whose quotient is the sum of the means
+      (`losses.sum_of_means`); and sums: `nll` and `masked`, of the masked tokens and their number,
+      `divergence`, `cosine`.
+    """
+    mine = apply(params, batch, rngs=rngs, train=train)
+    theirs = jax.lax.stop_gradient(teacher(batch))
+    masked_BT, tokens_BT = batch["weights"], batch["mask"].astype(jnp.float32)
+    over_BT = masked_BT if masked_only else tokens_BT
+    factors = mine["logits"].factors()
+    divergence = distillation(factors, theirs["logits"].factors(), over_BT, temperature)
+    nll, _ = cross_entropy(*factors, batch["targets"], masked_BT)
+    soft, hard, alike = coefficients
+    cosine = cosine_distance(mine["states"], theirs["states"], tokens_BT) if alike else 0.0
+    tokens, masked = tokens_BT.sum(), masked_BT.sum()
+    total, weight = sum_of_means(
+        (alike, cosine, tokens), (soft, divergence, over_BT.sum()), (hard, nll, masked)
+    )
+    sums = {"nll": nll, "masked": masked, "divergence": divergence, "cosine": cosine}
+    return total, weight, sums
+
+
+def student_layers(teacher: int, student: int) -> list[int]:
+    """Which of a teacher's layers a student starts from: the first, the last, and evenly between
+    them. 0 2 4 7 9 11 for 12 and 6, as in the authors' code.
+
+    Raises:
+      ValueError: the student is the deeper one.
+    """
+    if not 1 <= student <= teacher:
+        raise ValueError(f"a student of {student} layers of a teacher of {teacher}: at most these")
+    last = max(student - 1, 1)
+    return [(2 * n * (teacher - 1) + last) // (2 * last) for n in range(student)]
+
+
+def student_parameters(student: dict, teacher: dict, layers: Sequence[int]) -> dict:
+    """The teacher's parameters in the shape of the student's.
+
+    Args:
+      student: its tree, of arrays or shapes. Stacks hold theirs under `layers`, along their
+        leading axis.
+      teacher: its tree; what the student does not have is left.
+      layers: which of the teacher's to take.
+
+    Raises:
+      ValueError: the teacher does not have what the student needs, all of which is listed.
+    """
+    found = {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(teacher)}
+    missing = []
+
+    def take(path, like):
+        name = jax.tree_util.keystr(path)
+        array = found.get(name)
+        stacked = any(getattr(key, "key", None) == "layers" for key in path)
+        if array is not None and stacked:
+            array = array[np.asarray(layers)]
+        if array is None or array.shape != like.shape:
+            has = "nothing" if array is None else array.shape
+            missing.append(f"{name} {like.shape}: the teacher has {has}")
+        return array
+
+    taken = jax.tree.map_with_path(take, student)
+    if missing:
+        raise ValueError(f"no student of this teacher: {'; '.join(missing)}")
+    return taken

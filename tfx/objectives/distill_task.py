@@ -1,0 +1,45 @@
+"""Distillation of a classifier: learn the labels, and what the teacher makes of them.
+
+Half the cross-entropy with the labels, half the divergence from the teacher at temperature 2: the
+second step of distillation of Sanh et al. (2019), section 4.1, whose teacher was fine-tuned.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from tfx.nn.losses import distillation
+from tfx.objectives import classify
+
+make_example = classify.make_example
+
+
+def loss(
+    apply,
+    params,
+    batch,
+    rngs,
+    train,
+    *,
+    teacher: Callable[[dict], dict],
+    temperature: float = 2.0,
+    soft: float = 0.5,
+):
+    """(1 - soft) * cross-entropy + soft * divergence of `logits` [B, L], over rows with a token.
+
+    Args:
+      teacher: batch -> what its model returns, `logits`; no gradient enters it.
+
+    Returns:
+      Its sum over rows, their number, and sums: `nll`, `correct`, `divergence`.
+    """
+    mine = apply(params, batch, rngs=rngs, train=train)
+    nll, weight, sums = classify.loss(lambda *_, **__: mine, params, batch, rngs, train)
+    identity_LL = jnp.eye(mine["logits"].shape[-1])
+    factors = lambda outputs: (outputs["logits"][:, None].astype(jnp.float32), identity_LL)
+    weights_B1 = batch["mask"].any(-1, keepdims=True).astype(jnp.float32)
+    theirs = jax.lax.stop_gradient(teacher(batch))
+    divergence = distillation(factors(mine), factors(theirs), weights_B1, temperature)
+    total = (1 - soft) * nll + soft * divergence
+    return total, weight, sums | {"divergence": divergence}

@@ -1,0 +1,235 @@
+"""Masked language modelling, with or without a question about two sentences.
+
+    text     [CLS] my dog is hairy [SEP]
+    ids      [CLS] my dog is [MASK] [SEP]     of 10 that are chosen 8 are [MASK], 1 is a random
+    masked   4                                token, 1 stays what it is
+    targets  hairy
+
+BERT (Devlin et al., 2019, sections 3.1 and A.2, and the authors' code) chooses once: hand the same
+generator in every epoch. RoBERTa (Liu et al., 2019, section 4.1) chooses anew: derive it from the
+epoch too.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from tfx.nn.losses import cross_entropy, softmax_cross_entropy, sum_of_means
+from tfx.objectives.inputs import Special
+
+RECIPES = {  # how many tokens are masked where so many are expected
+    "bert": lambda expected, rng: max(1, round(expected)),
+    "roberta": lambda expected, rng: int(expected + rng.random()),
+}
+
+
+def make_example(
+    inputs: dict,
+    rng: np.random.Generator,
+    *,
+    special: Special,
+    vocab: int,
+    recipe: str = "bert",
+    rate: float = 0.15,
+    most: int | None = None,
+    starts: np.ndarray | None = None,
+    nsp: int | None = None,
+) -> dict[str, np.ndarray]:
+    """A row of `inputs.frame`, some of its tokens masked.
+
+    Args:
+      vocab: how many ids random tokens are drawn from.
+      recipe: "bert" masks max(1, round(rate n)) of n tokens, those of the frame counted, and draws
+        from all ids; "roberta" int(rate n + U(0, 1)), and never draws a special one.
+      most: the budget of a row. None: what the recipe asks for.
+      starts: [vocab], whether an id begins a word. Words are then masked whole, and one that does
+        not fit the budget any more is passed over. None: every token by itself.
+      nsp: the answer to the question about two sentences.
+
+    Returns:
+      The row with masked `ids`, and 1-D arrays over what was chosen, by position: `masked` (the
+      position), `targets` (the id), `weights` (1). Special tokens are never chosen.
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"no masking recipe '{recipe}': choose from {', '.join(RECIPES)}")
+    ids, length = inputs["ids"], len(inputs["ids"])
+    budget = RECIPES[recipe](rate * length, rng)
+    budget = budget if most is None else min(budget, most)
+    masked = choose(ids, rng, special, budget, starts)
+    drawn = draw(len(masked), rng, vocab, () if recipe == "bert" else special.ids)
+    example = inputs | {
+        "ids": replace(ids, masked, drawn, special.get("mask"), rng),
+        "masked": masked.astype(np.int32),
+        "targets": ids[masked],
+        "weights": np.ones(len(masked), np.float32),
+    }
+    return example if nsp is None else example | {"nsp": np.int32(nsp)}
+
+
+def most_masked(length: int, rate: float = 0.15) -> int:
+    """How many tokens of a row of `length` either recipe masks at most: the P of its batch."""
+    return max(1, int(np.ceil(rate * length)))
+
+
+def choose(ids, rng, special: Special, budget: int, starts=None) -> np.ndarray:
+    """Positions to mask, in order: words in random order, as long as they fit the budget."""
+    framing = [i for i in (special.cls, special.sep, special.pad, special.bos, special.eos)]
+    places = np.flatnonzero(~np.isin(ids, [i for i in framing if i is not None]))
+    begins = np.ones(len(places), bool)
+    if starts is not None:  # what follows a special token begins a word, whatever it is
+        begins = starts[ids[places]] | (np.diff(places, prepend=-2) > 1)
+    word = np.cumsum(begins) - 1
+    sizes = np.bincount(word)
+    taken = np.zeros(len(sizes), bool)
+    for n in rng.permutation(len(sizes)):
+        if budget <= 0:
+            break
+        if sizes[n] <= budget:
+            taken[n] = True
+            budget -= sizes[n]
+    return places[taken[word]]
+
+
+def draw(count: int, rng, vocab: int, never: Sequence[int]) -> np.ndarray:
+    """Ids below `vocab`, each as likely as any other, but none of `never`, which are in order."""
+    drawn = rng.integers(vocab - len(never), size=count)
+    for id in never:
+        drawn += drawn >= id
+    return drawn
+
+
+def replace(ids, masked, drawn, mask: int, rng) -> np.ndarray:
+    """The ids with those at `masked` changed: 80% to `mask`, 10% to `drawn`, 10% to themselves."""
+    chance = rng.random(len(masked))
+    changed = ids.copy()
+    changed[masked] = np.where(chance < 0.8, mask, np.where(chance < 0.9, drawn, ids[masked]))
+    return changed
+
+
+def loss(
+    apply,
+    params,
+    batch,
+    rngs,
+    train,
+    *,
+    label_smoothing: float = 0.0,
+    smoothing: str = "uniform",
+    z_loss: float = 0.0,
+):
+    """Cross-entropy of the masked tokens, `masked`, `targets`, `weights` [B, P]; plus, where the
+    batch has `nsp` [B], that of the question about two sentences.
+
+    Of the states only the masked ones are multiplied with the vocabulary.
+
+    Returns:
+      A sum over masked tokens and their number: the quotient is the mean over masked tokens plus
+      the mean over rows (`losses.sum_of_means`). Sums: `nll` of the masked tokens; with `nsp` also
+      `nsp_nll`, `nsp_correct` and `rows`.
+    """
+    outputs = apply(params, batch, rngs=rngs, train=train)
+    states_BTD, table_VD = outputs["logits"].factors()
+    states_BPD = jnp.take_along_axis(states_BTD, batch["masked"][..., None], 1)
+    targets_BP, weights_BP = batch["targets"], batch["weights"]
+    settings = (label_smoothing if train else 0.0, smoothing, z_loss if train else 0.0)
+    total, nll = cross_entropy(states_BPD, table_VD, targets_BP, weights_BP, *settings)
+    weight, sums = weights_BP.sum(), {"nll": nll}
+    if "nsp" not in batch:
+        return total, weight, sums
+    rows_B = batch["mask"].any(-1).astype(jnp.float32)
+    nsp, correct = softmax_cross_entropy(outputs["nsp"], batch["nsp"], rows_B)
+    total, weight = sum_of_means((1.0, total, weight), (1.0, nsp, rows_B.sum()))
+    return total, weight, sums | {"nsp_nll": nsp, "nsp_correct": correct, "rows": rows_B.sum()}
+
+
+class Pair(NamedTuple):
+    """Two stretches of text, and the answer to the question about them."""
+
+    first: np.ndarray
+    second: np.ndarray
+    label: int
+
+
+def next_sentences(
+    documents: Sequence[Sequence], index: int, rng: np.random.Generator, *, length: int
+) -> list[Pair]:
+    """Pairs from one document for the question whether the second follows the first: 0, or 1
+    where it is from another document.
+
+    One in two is; so is every one whose first is all there was. The sentences that would have
+    followed are then used for the next pair.
+
+    Args:
+      documents: of sentences of ids, none of them empty.
+      length: of a row, `[CLS] first [SEP] second [SEP]`, at most.
+
+    Raises:
+      ValueError: there is no other document.
+    """
+    if len(documents) < 2:
+        raise ValueError("the next sentence is drawn from another document, and there is but one")
+    document, target, made = documents[index], _target(length, rng), []
+    start = 0
+    while start < len(document):
+        stop = _fill(document, start, target)
+        cut = start + (int(rng.integers(1, stop - start)) if stop - start > 1 else 1)
+        first = np.concatenate(document[start:cut])
+        label = int(cut == stop or rng.random() < 0.5)
+        if label:
+            other = int(rng.integers(len(documents) - 1))
+            other = documents[other + (other >= index)]
+            begin = int(rng.integers(len(other)))
+            second = other[begin : _fill(other, begin, target - len(first))]
+        else:
+            second = document[cut:stop]
+        pair = truncate(first, np.concatenate(second), length - 3, rng)
+        made.append(Pair(*pair, label))
+        start = cut if label else stop
+    return made
+
+
+def sentence_order(document: Sequence, rng: np.random.Generator, *, length: int) -> list[Pair]:
+    """Pairs from a document for the question of their order: 0, or 1 where they were swapped
+    (Lan et al., 2020, section 3.1). A last sentence that is left alone makes none."""
+    target, made, start = _target(length, rng), [], 0
+    while start + 1 < len(document):
+        stop = max(_fill(document, start, target), start + 2)
+        cut = start + int(rng.integers(1, stop - start))
+        sides = [np.concatenate(document[start:cut]), np.concatenate(document[cut:stop])]
+        label = int(rng.random() < 0.5)
+        pair = truncate(*(sides[::-1] if label else sides), length - 3, rng)
+        made.append(Pair(*pair, label))
+        start = stop
+    return made
+
+
+def _target(length: int, rng) -> int:
+    """Tokens to collect for the pairs of a document: as many as fit, or for one in ten fewer, for
+    later tasks have short texts too."""
+    return int(rng.integers(2, length - 2)) if rng.random() < 0.1 else length - 3
+
+
+def _fill(document, start: int, target: int) -> int:
+    """The end of the sentences from `start` on that together have `target` tokens; at least one."""
+    count = 0
+    for stop in range(start, len(document)):
+        count += len(document[stop])
+        if count >= target:
+            return stop + 1
+    return len(document)
+
+
+def truncate(first, second, length: int, rng) -> tuple[np.ndarray, np.ndarray]:
+    """Both, no longer than `length` together: tokens are taken off the longer one, at its front or
+    at its back."""
+    sides = [[0, len(first)], [0, len(second)]]
+    size = lambda side: side[1] - side[0]
+    while sum(map(size, sides)) > length:
+        longer = sides[0] if size(sides[0]) > size(sides[1]) else sides[1]
+        if rng.random() < 0.5:
+            longer[0] += 1
+        else:
+            longer[1] -= 1
+    return first[slice(*sides[0])], second[slice(*sides[1])]

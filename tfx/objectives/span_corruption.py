@@ -1,0 +1,106 @@
+"""Span corruption: write what was cut out of a text. Raffel et al. (2020), section 3.1.4.
+
+    text      Thank you for inviting me to your party last week
+    source    Thank you <X> me to your party <Y> week
+    target    <X> for inviting <Y> last <Z>
+
+In the source a sentinel stands for every span that was cut out, in the target for every stretch
+that was kept; sentinels count down from the last id of the vocabulary. The figure's last one, <Z>,
+stands for "week". Texts that are cut at random start with a stretch that is kept and end with a
+span that is not, as in the authors' code, so their target ends without one: it is with EOS, and
+without a last sentinel, that 512 tokens of source have 114 of target.
+"""
+
+import numpy as np
+
+from tfx.objectives import text_to_text
+from tfx.objectives.inputs import Special
+
+loss = text_to_text.loss
+
+
+def counts(length: int, density: float = 0.15, mean_span: float = 3.0) -> tuple[int, int]:
+    """How many tokens of a text are cut out, and in how many spans."""
+    noise = min(max(round(length * density), 1), length - 1)
+    return noise, min(max(round(noise / mean_span), 1), noise, length - noise)
+
+
+def raw_length(inputs: int, density: float = 0.15, mean_span: float = 3.0) -> tuple[int, int]:
+    """The longest text whose source has at most `inputs` tokens, and the length of its target;
+    both sides with their EOS.
+
+    Raises:
+      ValueError: `inputs` has no room for a text of two tokens.
+    """
+    if inputs < 3:
+        raise ValueError(f"a source of {inputs} tokens holds no text, sentinel and end; 3 do")
+
+    def both(length):
+        noise, spans = counts(length, density, mean_span)
+        return length - noise + spans + 1, noise + spans + 1
+
+    length = 2
+    while both(length + 1)[0] <= inputs:
+        length += 1
+    return length, both(length)[1]
+
+
+def segmentation(items: int, parts: int, rng: np.random.Generator) -> np.ndarray:
+    """Lengths of the parts, none empty, that items are cut into; all ways are equally likely."""
+    cuts = np.sort(rng.choice(items - 1, parts - 1, replace=False)) + 1
+    return np.diff(cuts, prepend=0, append=items)
+
+
+def noise_mask(
+    length: int, rng: np.random.Generator, density: float = 0.15, mean_span: float = 3.0
+) -> np.ndarray:
+    """What is cut out of a text, True: spans that alternate with stretches that are kept, such a
+    one being the first."""
+    noise, spans = counts(length, density, mean_span)
+    cut, kept = segmentation(noise, spans, rng), segmentation(length - noise, spans, rng)
+    return np.repeat(np.tile([False, True], spans), np.stack([kept, cut], 1).ravel())
+
+
+def corrupt(ids: np.ndarray, noise: np.ndarray, vocab: int) -> tuple[np.ndarray, np.ndarray]:
+    """Source and target of a text, without EOS.
+
+    Args:
+      noise: what is cut out.
+      vocab: size of the tokenizer's vocabulary; sentinels are vocab - 1, vocab - 2, ...
+
+    Raises:
+      ValueError: the text has a sentinel of its own.
+    """
+
+    def collapse(runs):
+        first = runs & ~np.append(False, runs[:-1])
+        sentinels = vocab - np.cumsum(first)
+        if len(ids) and ids.max() >= sentinels[-1]:
+            raise ValueError(
+                f"id {ids.max()} of the text is one of the {vocab - sentinels[-1]} sentinels below "
+                f"{vocab}; use a tokenizer with more of them, or shorter texts"
+            )
+        return np.where(first, sentinels, ids)[first | ~runs].astype(np.int32)
+
+    return collapse(noise), collapse(~noise)
+
+
+def make_example(
+    ids,
+    rng: np.random.Generator,
+    *,
+    special: Special,
+    vocab: int,
+    density: float = 0.15,
+    mean_span: float = 3.0,
+) -> dict[str, np.ndarray]:
+    """A text with spans cut out, and these spans.
+
+    Raises:
+      ValueError: fewer than 2 tokens, of which none can be cut out and one kept.
+    """
+    if len(ids) < 2:
+        raise ValueError(f"a text of {len(ids)} tokens has no span to cut out; leave it out")
+    ids = np.asarray(ids, np.int32)
+    sides = corrupt(ids, noise_mask(len(ids), rng, density, mean_span), vocab)
+    return text_to_text.make_example(*sides, special=special)

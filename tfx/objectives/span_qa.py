@@ -1,0 +1,241 @@
+"""Question answering by a span of the context: Rajpurkar et al. (2016, 2018); Devlin et al. (2019),
+sections 4.2 and 4.3, and the authors' code.
+
+    [CLS] question [SEP] context [SEP]      start, end: first and last token of the answer
+
+A context that does not fit is read in several windows, each a row of its own, a stride apart. Where
+an answer is not in a window, or there is none, start and end are [CLS]. Answers are found back by
+the characters that tokens stand for, so they are pieces of the context as it was written.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from tfx.nn.losses import softmax_cross_entropy
+from tfx.objectives.inputs import Special, frame
+
+DEVICE = ("ids", "mask", "types", "start", "end")  # what a batch takes of a window
+
+
+class Question(NamedTuple):
+    """One question, its texts tokenized.
+
+    Attributes:
+      id: what errors call it.
+      question, context: ids.
+      offsets: [n, 2], where in `text` each token of the context begins and ends, in characters.
+      text: the context as it was written.
+    """
+
+    id: str
+    question: Sequence[int]
+    context: Sequence[int]
+    offsets: np.ndarray
+    text: str
+
+
+def answer_tokens(question: Question, answer: str, begin: int) -> tuple[int, int]:
+    """The first and the last token of the context that have characters of an answer.
+
+    Raises:
+      ValueError: the text does not have the answer where it is said to be.
+    """
+    end, text = begin + len(answer), question.text
+    there = text[begin:end] if begin >= 0 else ""
+    if not answer or there != answer:
+        raise ValueError(
+            f"question {question.id}: its answer {answer!r} is not at character {begin} of its "
+            f"context, where {there!r} is; correct answer_start or leave the question out"
+        )
+    firsts, lasts = np.asarray(question.offsets).reshape(-1, 2).T
+    tokens = np.flatnonzero((firsts < end) & (lasts > begin))
+    if not len(tokens):
+        raise ValueError(
+            f"question {question.id}: no token of its context has a character of its answer "
+            f"{answer!r}; leave the question out"
+        )
+    return int(tokens[0]), int(tokens[-1])
+
+
+def windows(count: int, room: int, stride: int) -> list[tuple[int, int]]:
+    """Starts and ends of the windows over a context of `count` tokens, `room` a window and at most
+    `stride` further on each time. An empty context has one."""
+    made = [(0, min(room, count))]
+    while made[-1][1] < count:
+        start = made[-1][0] + min(room, stride)
+        made.append((start, min(start + room, count)))
+    return made
+
+
+def best_windows(spans: Sequence[tuple[int, int]], count: int) -> np.ndarray:
+    """For each of `count` tokens the window that has most of its context: on the side where it has
+    less of it; of two alike the longer, then the earlier."""
+    starts, ends = np.array(spans).T[..., None]
+    token = np.arange(count)
+    context = np.minimum(token - starts, ends - 1 - token)
+    return np.argmax(np.where(context >= 0, context + 0.01 * (ends - starts), -1), 0)
+
+
+def make_examples(
+    question: Question,
+    rng=None,
+    *,
+    special: Special,
+    family: str = "bert",
+    context_first: bool = False,
+    length: int = 384,
+    stride: int = 128,
+    answer: tuple[str, int] | None = None,
+) -> list[dict[str, np.ndarray]]:
+    """The windows of a question.
+
+    Args:
+      family, context_first: what frame holds the two, and in which order (XLNet's: context first).
+      length: tokens of a row, at most.
+      stride: how far one window begins after the other. An answer is read off the window that has
+        most of its first token's context, so windows should overlap by two answers.
+      answer: its text and the character where it begins; None: there is none.
+
+    Returns:
+      Of each window a row of `inputs.frame`; `start` and `end`, positions in it, and `impossible`
+      (no answer in it, so that both are the position of [CLS]); and for reading answers off, `at`
+      [T], which token of the context each is (-1: none), and `best` [T], whether that has no
+      window with more context.
+
+    Raises:
+      ValueError: the answer is not in the text; or the question leaves the context no room.
+    """
+    count = len(question.context)
+    if len(question.offsets) != count:
+        raise ValueError(f"question {question.id}: {len(question.offsets)} offsets, {count} tokens")
+    span = None if answer is None else answer_tokens(question, *answer)
+    both = (lambda q, c: (c, q)) if context_first else (lambda q, c: (q, c))
+    framed = lambda special, q, c: frame(family, special, *both(q, c))
+    room = length - len(framed(special, question.question, [])["ids"])
+    if room < 1:
+        raise ValueError(
+            f"question {question.id}: its {len(question.question)} tokens leave no room for the "
+            f"context in rows of {length}; make rows longer, or leave the question out"
+        )
+    spans, made = windows(count, room, stride), []
+    best = np.append(best_windows(spans, count), -1)
+    # The same frame around the numbers of the tokens says where each of them went.
+    nowhere = Special(*[-1] * len(Special._fields))
+    for number, (first, last) in enumerate(spans):
+        row = framed(special, question.question, question.context[first:last])
+        at = framed(nowhere, np.full(len(question.question), -1), np.arange(first, last))["ids"]
+        inside = span is not None and first <= span[0] and span[1] < last
+        start, end = (
+            np.flatnonzero(at == token)[0] if inside else null_position(row["ids"], special)
+            for token in span or (-1, -1)
+        )
+        places = {
+            "start": np.int32(start),
+            "end": np.int32(end),
+            "impossible": np.bool_(not inside),
+        }
+        made.append(row | places | {"at": at, "best": best[at] == number})
+    return made
+
+
+def null_position(ids: np.ndarray, special: Special) -> int:
+    """Where a row has its [CLS], which stands for no answer."""
+    return int(np.flatnonzero(ids == special.get("cls"))[0])
+
+
+def loss(apply, params, batch, rngs, train):
+    """The mean of two cross-entropies: of `start` [B] with the logits of the same name [B, T], and
+    of `end`. Padding cannot be chosen; rows without a token do not count.
+
+    Returns:
+      Its sum over rows, their number, and sums: `nll`, and `correct`, rows with both ends right.
+    """
+    outputs = apply(params, batch, rngs=rngs, train=train)
+    there_BT = batch["mask"] > 0
+    weights_B = there_BT.any(-1).astype(jnp.float32)
+    logits = {key: jnp.where(there_BT, outputs[key], -jnp.inf) for key in ("start", "end")}
+    nll = sum(
+        softmax_cross_entropy(logits_BT, batch[key], weights_B)[0]
+        for key, logits_BT in logits.items()
+    )
+    right_B = weights_B
+    for key, logits_BT in logits.items():
+        right_B = right_B * (logits_BT.argmax(-1) == batch[key])
+    return nll / 2, weights_B.sum(), {"nll": nll / 2, "correct": right_B.sum()}
+
+
+class Answer(NamedTuple):
+    """A piece of the context.
+
+    Attributes:
+      score: its start logit plus its end logit.
+      begin, end: its characters.
+    """
+
+    text: str
+    score: float
+    begin: int
+    end: int
+
+
+def n_best(
+    question: Question,
+    rows: Sequence[dict],
+    starts: Sequence[np.ndarray],
+    ends: Sequence[np.ndarray],
+    *,
+    special: Special,
+    count: int = 20,
+    longest: int = 30,
+) -> tuple[list[Answer], float]:
+    """The likeliest answers to a question, over all of its windows.
+
+    Args:
+      rows: its windows, in any order.
+      starts, ends: their logits, [T] or longer; what stands beyond a row is not looked at.
+      count: answers at most.
+      longest: tokens of an answer at most.
+
+    Returns:
+      Answers, best first, none twice; and the score of there being none, the least that a window
+      has for it.
+    """
+    text, found, null = question.text, [], np.inf
+    for row, start, end in zip(rows, starts, ends, strict=True):
+        at, cls = row["at"], null_position(row["ids"], special)
+        size = len(at)
+        start, end = (np.asarray(x[:size], np.float64) for x in (start, end))
+        null = min(null, float(start[cls] + end[cls]))
+        # Column n of a row: an answer of n + 1 tokens from there on.
+        ends_of = np.arange(size)[:, None] + np.arange(longest)
+        within = ends_of < size
+        ends_of = np.minimum(ends_of, size - 1)
+        allowed = within & row["best"][:, None] & (at[ends_of] >= 0)
+        scores = np.where(allowed, start[:, None] + end[ends_of], -np.inf).ravel()
+        for flat in np.argsort(-scores, kind="stable")[:count]:
+            if scores[flat] == -np.inf:
+                break
+            first, last = at[flat // longest], at[ends_of.flat[flat]]
+            begin, stop = int(question.offsets[first][0]), int(question.offsets[last][1])
+            piece = text[begin:stop]
+            # SentencePiece counts the space before a word as the word's.
+            begin += len(piece) - len(piece.lstrip())
+            found.append(
+                Answer(piece.strip(), float(scores[flat]), begin, begin + len(piece.strip()))
+            )
+    best = {}
+    for answer in sorted(found, key=lambda answer: -answer.score):
+        if answer.text:
+            best.setdefault(answer.text, answer)
+    return list(best.values())[:count], null
+
+
+def predict(answers: Sequence[Answer], null: float, threshold: float | None = None) -> str:
+    """The text of the best answer; "" where there is none, or where no answer scores better than
+    the best by more than `threshold` (None: there always is one, SQuAD 1.1)."""
+    if not answers or (threshold is not None and null - answers[0].score > threshold):
+        return ""
+    return answers[0].text

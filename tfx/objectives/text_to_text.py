@@ -1,0 +1,87 @@
+"""Every task as text to text: Raffel et al. (2020), section 2.4 and appendix D.
+
+    sst2 sentence: it confirms fincher 's status         ->  positive
+    stsb sentence1: A plane lands. sentence2: A plane .. ->  3.8
+    summarize: marouane fellaini and adnan januzaj ...   ->  the belgian duo ...
+
+Beside the texts, what differs from translation is where the decoder starts: from padding.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tfx.objectives import seq2seq
+from tfx.objectives.inputs import Special
+
+loss = seq2seq.loss
+
+
+class Task(NamedTuple):
+    """How a row of a task becomes text.
+
+    Attributes:
+      source: what the model reads, with the row's fields in braces.
+      labels: the words of its classes; none: the target is a text, or a number (stsb).
+    """
+
+    source: str
+    labels: tuple[str, ...] = ()
+
+
+TASKS = {
+    "cola": Task("cola sentence: {sentence}", ("unacceptable", "acceptable")),
+    "sst2": Task("sst2 sentence: {sentence}", ("negative", "positive")),
+    "mrpc": Task(
+        "mrpc sentence1: {sentence1} sentence2: {sentence2}", ("not_equivalent", "equivalent")
+    ),
+    "stsb": Task("stsb sentence1: {sentence1} sentence2: {sentence2}"),
+    "qqp": Task(
+        "qqp question1: {question1} question2: {question2}", ("not_duplicate", "duplicate")
+    ),
+    "mnli": Task(
+        "mnli hypothesis: {hypothesis} premise: {premise}",
+        ("entailment", "neutral", "contradiction"),
+    ),
+    "qnli": Task(
+        "qnli question: {question} sentence: {sentence}", ("entailment", "not_entailment")
+    ),
+    "rte": Task(
+        "rte sentence1: {sentence1} sentence2: {sentence2}", ("entailment", "not_entailment")
+    ),
+    "squad": Task("question: {question} context: {context}"),
+    "summarize": Task("summarize: {text}"),
+    "translate": Task("translate {source_language} to {target_language}: {text}"),
+}
+
+
+def source(task: str, **fields: str) -> str:
+    """What the model reads of a row. Raises ValueError where the task or a field is not there."""
+    try:
+        return TASKS[task].source.format(**fields)
+    except KeyError as missing:
+        known = f"its fields are {', '.join(fields)}" if task in TASKS else f"tasks: {[*TASKS]}"
+        raise ValueError(f"text-to-text task '{task}' has no {missing}; {known}") from None
+
+
+def number(value: float) -> str:
+    """A similarity of STS-B as text, rounded to the nearest 0.2: a class of 26."""
+    return f"{round(value * 5) / 5:.1f}"
+
+
+def label(task: str, text: str) -> int | None:
+    """The class that a generated text names; None: none of the task's, which is never right."""
+    labels = TASKS[task].labels
+    return labels.index(text.strip()) if text.strip() in labels else None
+
+
+def make_example(source, target, rng=None, *, special: Special) -> dict[str, np.ndarray]:
+    """What is fed and what is predicted, from the ids of both texts; `rng` is not needed."""
+    eos = special.get("eos")
+    target = np.append(np.asarray(target, np.int32), np.int32(eos))
+    start = np.int32(special.get("pad"))
+    return {
+        "source": np.append(np.asarray(source, np.int32), np.int32(eos)),
+        "target_in": np.concatenate([[start], target[:-1]]).astype(np.int32),
+        "target_out": target,
+    }
