@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tfx import decode
-from tfx.choose import BOS, EOS, PAD
+from tfx.choose import DEAD, NONE, OURS
 from tfx.schema import Decode
 
-NONE = -np.inf
+BOS, EOS, PAD = OURS.bos, OURS.eos, 0
 # What these tests cost is compiling: few functions, many inputs, no optimisation.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -75,7 +75,7 @@ def run(toy, search, limits, length=12, first=6, prefix=(), alpha=None, keys_B=N
     """Calls with equal `how` and shapes share one compiled function."""
     B = len(toy.source_BD)
     weights = {name: x for name, x in vars(toy).items() if name != "choices"}
-    prefix_BP = np.zeros((B, 3), np.int32)
+    prefix_BP = np.full((B, 3), NONE, np.int32)
     for b, tokens in enumerate(prefix):
         prefix_BP[b, : len(tokens)] = tokens
     arrays = dict(prefix_BP=prefix_BP)
@@ -92,9 +92,9 @@ def listed(found, b):
     """The hypotheses of a sentence as (score, tokens), with what must hold of any of them."""
     out = []
     for tokens, n, s in zip(*(x[b] for x in found), strict=True):
-        assert (tokens[:n] != PAD).all() and (tokens[n:] == PAD).all()
+        assert (tokens[:n] != NONE).all() and (tokens[n:] == NONE).all()
         assert BOS not in tokens and EOS not in tokens[: max(n - 1, 0)]
-        assert n == 0 or s > NONE
+        assert n == 0 or s > DEAD
         out.append((float(s), tuple(tokens[:n].tolist())))
     return out
 
@@ -137,7 +137,7 @@ def copying_search(toy, b, limit, beam, alpha, penalty, stop, prefix=()):
         if not alive or (stop == "full" and len(kept) == beam):
             break
     kept += [(s / divisor(limit, alpha, penalty), h) for s, h in alive]
-    return (kept + [(NONE, ())] * beam)[:beam]
+    return (kept + [(DEAD, ())] * beam)[:beam]
 
 
 # --------------------------------------------------------------------- a trellis by hand
@@ -229,7 +229,7 @@ def test_a_beam_that_holds_everything_finds_the_best_of_everything(alpha, penalt
     for b in range(3):
         expected = all_sequences(toy, b, limits[b], alpha, penalty, prefixes[b])
         assert_same(listed(found, b)[: len(expected)], expected)
-        assert all(s == NONE for s, _ in listed(found, b)[len(expected) :])
+        assert all(s == DEAD for s, _ in listed(found, b)[len(expected) :])
 
 
 # ---------------------------------------------------------------------- copied histories
@@ -345,7 +345,7 @@ def test_a_prefix_is_kept_and_counts_in_the_score(how):
     found = run(toy, limits=12, prefix=prefixes, **how)
     for b, prefix in enumerate(prefixes):
         for s, h in listed(found, b):
-            if s > NONE:
+            if s > DEAD:
                 alpha = how.get("alpha", 0)
                 logp = s * divisor(len(h), alpha, how.get("penalty", "gnmt"))
                 assert h[: len(prefix)] == prefix
@@ -365,7 +365,7 @@ def test_nan_ends_a_sentence_and_no_other(how, since):
     found = run(toy, limits=12, **how)
     for b in (2, 5):  # what had ended by then is still good
         for s, h in listed(found, b):
-            assert s == NONE or (h[-1] == EOS and len(h) <= since)
+            assert s == DEAD or (h[-1] == EOS and len(h) <= since)
     others = [0, 1, 3, 4, 6, 7]
     assert_equal([x[others] for x in well], [x[others] for x in found])
 
@@ -385,10 +385,10 @@ def test_pad_and_bos_are_never_produced(how):
 @every_search
 def test_where_nothing_is_allowed_there_is_nothing(how):
     toy = Toy(9)
-    toy.bias_BV[1, toy.choices] = NONE
+    toy.bias_BV[1, toy.choices] = DEAD
     found = run(toy, limits=12, **how)
-    assert set(listed(found, 1)) == {(NONE, ())}
-    assert (found.scores_BW[0] > NONE).all()
+    assert set(listed(found, 1)) == {(DEAD, ())}
+    assert (found.scores_BW[0] > DEAD).all()
 
 
 # --------------------------------------------------------------------------- whole batches
@@ -482,11 +482,11 @@ def test_score_agrees_with_search():
     logits_BTV = np.zeros((8, 12, 8), np.float32)
     for b, t in itertools.product(range(8), range(12)):
         logits_BTV[b, t] = toy.logp(b, tokens_BT[b, :t].tolist()) + 7  # logits: any shift
-    weights_BT = (tokens_BT != PAD).astype(np.float32)
+    weights_BT = (tokens_BT != NONE).astype(np.float32)
     sums_B, logp_BT = jit(decode.score)(logits_BTV, tokens_BT, weights_BT)
     np.testing.assert_allclose(sums_B, found.scores_BW[:, 0], atol=5e-5)
     np.testing.assert_allclose(sums_B, logp_BT.sum(-1), rtol=1e-6)
-    assert not np.asarray(logp_BT)[tokens_BT == PAD].any()
+    assert not np.asarray(logp_BT)[tokens_BT == NONE].any()
 
 
 def test_an_ensemble_of_equals_is_one():
@@ -524,7 +524,7 @@ def test_an_ensemble_averages_probabilities():
             Decode(beam=3, alpha=1.0, penalty="length", stop="full"),
             "beam_search",
             "",
-            dict(beam=3, alpha=1.0, penalty="length", stop="full"),
+            dict(beam=3, alpha=1.0, penalty="length", stop="full", unended="last"),
         ),
         (
             Decode(method="sample", beam=2, temperature=0.5, top_k=5, top_p=0.9),
@@ -538,5 +538,8 @@ def test_an_ensemble_averages_probabilities():
 def test_search_does_what_the_config_says(monkeypatch, how, name, args, options):
     monkeypatch.setattr(decode, name, lambda *a, **k: (a, k))
     model = ("step", "init", "context", "limit", 9)
-    called = decode.search(*model, how, prefix_BP="p", keys_B="k", least=4)
-    assert called == ((*model, *args), dict(prefix_BP="p", least=4, **options))
+    called = decode.search(*model, how, begin_B="b", prefix_BP="p", keys_B="k", ids="i", least=4)
+    assert called == (
+        (*model, *args),
+        dict(begin_B="b", prefix_BP="p", ids="i", least=4, **options),
+    )

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tfx.choose import BOS, DEAD, EOS, PAD, allowed, best, draw, largest, normaliser, pick, top
+from tfx.choose import DEAD, NONE, OURS, allowed, best, draw, largest, normaliser, pick, top
 
 CACHE_SLOTS = -2  # the axis along which every leaf of a cache grows: [B, ..., S, K]
 
@@ -41,6 +41,7 @@ Step = Callable[[jax.Array, Cache, jax.Array, jax.Array, Context], tuple[jax.Arr
 
 STOPS = {  # may a beam with this bound on its score still change what is kept?
     "exact": lambda bound_B, worst_B: bound_B > worst_B,
+    "current": lambda bound_B, worst_B: bound_B > worst_B,
     "full": lambda bound_B, worst_B: worst_B == DEAD,
 }
 PENALTIES = {
@@ -52,17 +53,28 @@ PENALTIES = {
 class Hypotheses(NamedTuple):
     """W hypotheses a sentence; a score of -inf says there is none, of length 0."""
 
-    tokens_BWT: jax.Array  # int32, EOS included, PAD behind; T is `length`
+    tokens_BWT: jax.Array  # int32, EOS included, NONE behind; T is `length`
     lengths_BW: jax.Array  # int32, EOS counted
     scores_BW: jax.Array  # float32
 
 
 def search(
-    step, init_cache, context, limit_B, length, how, *, prefix_BP=None, keys_B=None, least=1
+    step,
+    init_cache,
+    context,
+    limit_B,
+    length,
+    how,
+    *,
+    begin_B=None,
+    prefix_BP=None,
+    keys_B=None,
+    ids=OURS,
+    least=1,
 ) -> Hypotheses:
     """Decodes as `how` says, an object with the fields of `tfx.schema.Decode`.
 
-    PAD and BOS are never chosen; their probability is not given to others, so that the
+    What is banned is never chosen; its probability is not given to others, so that the
     score of a hypothesis is what `score` says of the same tokens. Where the logits are NaN
     there are no hypotheses.
 
@@ -71,31 +83,38 @@ def search(
       limit_B: the most tokens each sentence may get, EOS and prefix counted; what has not
         ended there is returned as it is. 0: a row that nobody needs.
       length: a static bound on limit_B.
-      prefix_BP: tokens that every hypothesis begins with, PAD behind; they count in its
+      begin_B: the token that each sentence reads first, instead of `ids.bos`.
+      prefix_BP: tokens that every hypothesis begins with, NONE behind; they count in its
         score and its length like the others.
       keys_B: for sampling, one PRNG key a sentence, so that what is drawn for a sentence
         does not depend on the batch it is in.
+      ids: which tokens begin and end a hypothesis, and which are banned.
       least: rows below which a step with fewer is no faster. What is found does not
         depend on it.
     """
     model, common = (
         (step, init_cache, context, limit_B, length),
-        dict(prefix_BP=prefix_BP, least=least),
+        dict(begin_B=begin_B, prefix_BP=prefix_BP, ids=ids, least=least),
     )
     if how.method == "greedy":
         return greedy(*model, **common)
     if how.method == "sample":
         shape = dict(temperature=how.temperature, top_k=how.top_k, top_p=how.top_p)
         return sample(*model, keys_B, samples=how.beam, **shape, **common)
-    rules = dict(alpha=how.alpha, penalty=how.penalty, stop=how.stop)
+    rules = dict(alpha=how.alpha, penalty=how.penalty, stop=how.stop, unended=how.unended)
     return beam_search(*model, beam=how.beam, **rules, **common)
 
 
+def first_token(begin_B, ids):
+    """What position 0 holds, [B, 1, 1] or 1 for B."""
+    return jnp.full((1, 1, 1), ids.bos) if begin_B is None else begin_B[:, None, None]
+
+
 def forced(prefix_BP, t, B):
-    """The token that step t must choose, [B]; PAD where it is free to choose."""
+    """The token that step t must choose, [B]; NONE where it is free to choose."""
     if prefix_BP is None:
-        return jnp.full(B, PAD)
-    prefix_BP = jnp.pad(prefix_BP, ((0, 0), (0, 1)), constant_values=PAD)
+        return jnp.full(B, NONE)
+    prefix_BP = jnp.pad(prefix_BP, ((0, 0), (0, 1)), constant_values=NONE)
     return lax.dynamic_index_in_dim(prefix_BP, t, axis=1, keepdims=False)  # t is clamped
 
 
@@ -176,7 +195,10 @@ def beam_search(
     alpha=0.6,
     penalty="gnmt",
     stop="exact",
+    unended="last",
+    begin_B=None,
     prefix_BP=None,
+    ids=OURS,
     first=16,
     least=1,
 ) -> Hypotheses:
@@ -186,9 +208,11 @@ def beam_search(
     ((5+n)/6)^alpha (gnmt) or n^alpha (length), alpha >= 0. Each step ranks the 2*beam best
     candidates. An EOS among the first `beam` of them ends a hypothesis, a later one is
     dropped, and the best of the others live on: the rule of fairseq and HF. What has not
-    ended at its limit fills the places that are left, behind all that has.
+    ended at its limit fills the places that are left, behind all that has; or, with
+    unended="ranked", is ranked among them by its score (HF).
 
-    stop="full" leaves a sentence once `beam` hypotheses have ended (HF's early_stopping).
+    stop="full" leaves a sentence once `beam` hypotheses have ended (HF's early_stopping=True);
+    stop="current" once nothing alive would enter the kept ones if it ended now (HF's default).
     stop="exact" leaves it once nothing alive can still enter the kept ones. Probability
     only falls: what descends from a beam at log-probability s <= 0 ends at some s' <= s,
     and at some n <= limit. Both penalties are positive and never fall as n grows, so
@@ -209,10 +233,10 @@ def beam_search(
         mask_BWS = mask_BWTW.reshape(B, W, cached * W)
         logits_BWV, cache = step(tokens_BW, cache, t, mask_BWS, given.context)
         scores_BC, parents_BC, tokens_BC = candidates(
-            logits_BWV, state.scores_BW, 2 * W, forced(given.prefix_BP, t, B)
+            logits_BWV, state.scores_BW, 2 * W, forced(given.prefix_BP, t, B), ids.banned
         )
 
-        ends_BW = (tokens_BC[:, :W] == EOS) & ~done_B1
+        ends_BW = (tokens_BC[:, :W] == ids.eos) & ~done_B1
         ended_BW = jnp.where(ends_BW, scores_BC[:, :W] / divisor(t + 1), DEAD)
         kept_BC = jnp.concatenate([state.kept_scores_BW, ended_BW], axis=1)
         kept_BW, places_BW = top(kept_BC, W)
@@ -220,7 +244,7 @@ def beam_search(
         ancestors_BCT = jnp.concatenate([state.kept_ancestors_BWT, state.ancestors_BWT], axis=1)
         kept_ancestors_BWT = pick(ancestors_BCT, pick(origins_BC, places_BW))
 
-        scores_BW, places_BW = top(jnp.where(tokens_BC == EOS, DEAD, scores_BC), W)
+        scores_BW, places_BW = top(jnp.where(tokens_BC == ids.eos, DEAD, scores_BC), W)
         tokens_BW = pick(tokens_BC, places_BW)
         next_11T = positions_11T == t + 1
         ancestors_BWT = pick(state.ancestors_BWT, pick(parents_BC, places_BW))
@@ -229,7 +253,8 @@ def beam_search(
         scores_BW = jnp.where(done_B1, state.scores_BW, scores_BW)
         ancestors_BWT = jnp.where(done_B1[..., None], state.ancestors_BWT, ancestors_BWT)
 
-        hope_B = STOPS[stop](scores_BW[:, 0] / divisor(given.limit_B), kept_BW[:, -1])
+        end_B = t + 1 if stop == "current" else given.limit_B
+        hope_B = STOPS[stop](scores_BW[:, 0] / divisor(end_B), kept_BW[:, -1])
         hope_B &= (scores_BW[:, 0] > DEAD) & (t + 1 < given.limit_B)
         state = Beams(
             t=t + 1,
@@ -246,7 +271,7 @@ def beam_search(
     start = Beams(
         t=jnp.int32(0),
         done=limit_B <= 0,
-        written_BWT=jnp.full((B, W, length + 1), BOS),
+        written_BWT=jnp.broadcast_to(first_token(begin_B, ids), (B, W, length + 1)),
         scores_BW=jnp.where(beams_BW == 0, 0.0, DEAD),
         ancestors_BWT=jnp.where(positions_11T == 0, beams_BW[..., None], nobody_BWT),
         kept_scores_BW=jnp.full((B, W), DEAD),
@@ -254,15 +279,15 @@ def beam_search(
     )
     given = Given(context, limit_B, prefix_BP)
     end = advance(body, start, given, init_cache, W, length, first, least)
-    return gather(end, end.scores_BW / divisor(limit_B)[:, None])
+    return gather(end, end.scores_BW / divisor(limit_B)[:, None], limit_B, unended, ids.eos)
 
 
-def candidates(logits_BWV, scores_BW, count, forced_B):
+def candidates(logits_BWV, scores_BW, count, forced_B, banned):
     """The `count` best ways to continue: scores, parents and tokens, [B, C] each."""
     offsets_BW = scores_BW - normaliser(logits_BWV)
-    scores_BC, parents_BC, tokens_BC = best(logits_BWV, offsets_BW, count)
+    scores_BC, parents_BC, tokens_BC = best(logits_BWV, offsets_BW, count, banned)
     # Where the token is forced, beam 0 is the only one alive and has one way to go.
-    is_forced_B1, forced_B1 = (forced_B != PAD)[:, None], forced_B[:, None]
+    is_forced_B1, forced_B1 = (forced_B != NONE)[:, None], forced_B[:, None]
     score_B1 = pick(logits_BWV[:, 0], forced_B1) + offsets_BW[:, :1]
     score_B1 = jnp.where(jnp.isnan(score_B1), DEAD, score_B1)
     first_1C = jnp.arange(count)[None] == 0
@@ -271,26 +296,33 @@ def candidates(logits_BWV, scores_BW, count, forced_B):
     return scores_BC, parents_BC, jnp.where(is_forced_B1, forced_B1, tokens_BC)
 
 
-def gather(end, unended_BW):
-    """The hypotheses that were kept, then those that had not ended, read along ancestry."""
+def gather(end, unended_BW, limit_B, unended, eos):
+    """The hypotheses that were kept and those that had not ended, best first, read along their
+    ancestry."""
     W = unended_BW.shape[1]
     beams_1W = jnp.arange(W)[None]
-    ended_BW = beams_1W < (end.kept_scores_BW > DEAD).sum(1, keepdims=True)
-    places_BW = jnp.where(ended_BW, beams_1W, W + beams_1W - ended_BW.sum(1, keepdims=True))
-    scores_BW = pick(jnp.concatenate([end.kept_scores_BW, unended_BW], axis=1), places_BW)
+    if unended == "ranked":  # where a sentence was left before its limit, they are none
+        cut_B = (end.ancestors_BWT[:, 0] >= 0).sum(-1) > limit_B
+        unended_BW = jnp.where(cut_B[:, None], unended_BW, DEAD)
+        scores_BW, places_BW = top(jnp.concatenate([end.kept_scores_BW, unended_BW], axis=1), W)
+        ended_BW = places_BW < W
+    else:
+        ended_BW = beams_1W < (end.kept_scores_BW > DEAD).sum(1, keepdims=True)
+        places_BW = jnp.where(ended_BW, beams_1W, W + beams_1W - ended_BW.sum(1, keepdims=True))
+        scores_BW = pick(jnp.concatenate([end.kept_scores_BW, unended_BW], axis=1), places_BW)
     ancestors_BCT = jnp.concatenate([end.kept_ancestors_BWT, end.ancestors_BWT], axis=1)
     ancestors_BWT = pick(ancestors_BCT, places_BW)
     tokens_BWT = jnp.take_along_axis(end.written_BWT, ancestors_BWT, axis=1, mode="clip")
     reached_BWT = ancestors_BWT >= 0
-    tokens_BWT = jnp.where(reached_BWT, tokens_BWT, PAD)
+    tokens_BWT = jnp.where(reached_BWT, tokens_BWT, NONE)
     behind_BWT = jnp.arange(reached_BWT.shape[-1])[None, None] == reached_BWT.sum(-1)[..., None]
-    tokens_BWT = jnp.where(behind_BWT & ended_BW[..., None], EOS, tokens_BWT)
+    tokens_BWT = jnp.where(behind_BWT & ended_BW[..., None], eos, tokens_BWT)
     return hypotheses(tokens_BWT[..., 1:], scores_BW)
 
 
 def hypotheses(tokens_BWT, scores_BW):
-    tokens_BWT = jnp.where(scores_BW[..., None] > DEAD, tokens_BWT, PAD)
-    return Hypotheses(tokens_BWT, (tokens_BWT != PAD).sum(-1), scores_BW)
+    tokens_BWT = jnp.where(scores_BW[..., None] > DEAD, tokens_BWT, NONE)
+    return Hypotheses(tokens_BWT, (tokens_BWT != NONE).sum(-1), scores_BW)
 
 
 class Rows(NamedTuple):
@@ -303,15 +335,25 @@ class Rows(NamedTuple):
 
 
 def greedy(
-    step, init_cache, context, limit_B, length, *, prefix_BP=None, first=16, least=1
+    step,
+    init_cache,
+    context,
+    limit_B,
+    length,
+    *,
+    begin_B=None,
+    prefix_BP=None,
+    ids=OURS,
+    first=16,
+    least=1,
 ) -> Hypotheses:
     """The most probable token at each step, W = 1; the score is the log-probability."""
 
     def choose(logits_BWV, t, given):
-        return best(logits_BWV, jnp.zeros(logits_BWV.shape[:2]), 1)[2]
+        return best(logits_BWV, jnp.zeros(logits_BWV.shape[:2]), 1, ids.banned)[2]
 
     given = Given(context, limit_B, prefix_BP)
-    return walk(choose, step, init_cache, given, length, 1, first, least)
+    return walk(choose, step, init_cache, given, length, 1, begin_B, ids, first, least)
 
 
 def sample(
@@ -326,7 +368,9 @@ def sample(
     temperature=1.0,
     top_k=0,
     top_p=1.0,
+    begin_B=None,
     prefix_BP=None,
+    ids=OURS,
     first=16,
     least=1,
 ) -> Hypotheses:
@@ -339,7 +383,7 @@ def sample(
 
     def choose(logits_BWV, t, given):
         ids_11V = jnp.arange(logits_BWV.shape[-1])[None, None]
-        logits_BWV = jnp.where(allowed(ids_11V), logits_BWV, DEAD)
+        logits_BWV = jnp.where(allowed(ids_11V, ids.banned), logits_BWV, DEAD)
         p_BWV = jnp.exp((logits_BWV - logits_BWV.max(-1, keepdims=True)) / temperature)
         if top_k:
             p_BWV *= largest(p_BWV, jnp.ones_like(p_BWV), top_k)
@@ -349,10 +393,10 @@ def sample(
         return jax.vmap(draw)(keys, p_BWV)
 
     given = Given(context, limit_B, prefix_BP, keys_B)
-    return walk(choose, step, init_cache, given, length, samples, first, least)
+    return walk(choose, step, init_cache, given, length, samples, begin_B, ids, first, least)
 
 
-def walk(choose, step, init_cache, given, length, W, first, least):
+def walk(choose, step, init_cache, given, length, W, begin_B, ids, first, least):
     """W rows a sentence, each going where `choose(logits_BWV, t, given) -> tokens_BW` says."""
 
     def body(cached, state, cache, given):
@@ -362,16 +406,15 @@ def walk(choose, step, init_cache, given, length, W, first, least):
         mask_BWS = jnp.broadcast_to(mask_WS[None], (B, W, cached * W))
         logits_BWV, cache = step(tokens_BW, cache, t, mask_BWS, given.context)
         forced_B1 = forced(given.prefix_BP, t, B)[:, None]
-        tokens_BW = jnp.where(forced_B1 != PAD, forced_B1, choose(logits_BWV, t, given))
+        tokens_BW = jnp.where(forced_B1 != NONE, forced_B1, choose(logits_BWV, t, given))
         scores_BW = jnp.take_along_axis(logits_BWV, tokens_BW[..., None], axis=2)[..., 0]
         scores_BW += state.scores_BW - normaliser(logits_BWV)
-        # PAD is chosen where no id that is allowed has any probability.
-        dead_BW = jnp.isnan(scores_BW) | (tokens_BW == PAD)
+        dead_BW = jnp.isnan(scores_BW) | (tokens_BW == NONE)
         scores_BW = jnp.where(dead_BW, DEAD, scores_BW)
         scores_BW = jnp.where(state.done, state.scores_BW, scores_BW)
-        tokens_BW = jnp.where(state.done | dead_BW, PAD, tokens_BW)
+        tokens_BW = jnp.where(state.done | dead_BW, NONE, tokens_BW)
         next_11T = jnp.arange(length + 1)[None, None] == t + 1
-        ends_BW = (tokens_BW == EOS) | (scores_BW == DEAD) | (t + 1 >= given.limit_B)[:, None]
+        ends_BW = (tokens_BW == ids.eos) | (scores_BW == DEAD) | (t + 1 >= given.limit_B)[:, None]
         written_BWT = jnp.where(next_11T, tokens_BW[..., None], state.written_BWT)
         return Rows(t + 1, state.done | ends_BW, written_BWT, scores_BW), cache
 
@@ -379,7 +422,7 @@ def walk(choose, step, init_cache, given, length, W, first, least):
     start = Rows(
         t=jnp.int32(0),
         done=jnp.broadcast_to((given.limit_B <= 0)[:, None], (B, W)),
-        written_BWT=jnp.full((B, W, length + 1), PAD).at[..., 0].set(BOS),
+        written_BWT=jnp.full((B, W, length + 1), NONE).at[..., :1].set(first_token(begin_B, ids)),
         scores_BW=jnp.zeros((B, W)),
     )
     given = given._replace(limit_B=jnp.minimum(given.limit_B, length))

@@ -118,7 +118,8 @@ class Decode:
     beam: Positive = 4  # beams, or samples a sentence
     alpha: Annotated[float, "x >= 0"] = 0.6
     penalty: Literal["gnmt", "length"] = "gnmt"  # ((5+n)/6)^alpha | n^alpha
-    stop: Literal["exact", "full"] = "exact"  # full: once `beam` hypotheses have ended
+    stop: Literal["exact", "current", "full"] = "exact"  # tfx/decode.py, beam_search
+    unended: Literal["last", "ranked"] = "last"  # what is cut off: behind all that ended, or among
     extra: Count = 50  # longest output = source length + extra
     temperature: Annotated[float, "x > 0"] = 1.0
     top_k: Count = 0  # 0: off

@@ -41,6 +41,7 @@ class At(NamedTuple):
         it is [out, in]).
       ones: how many axes of size 1 theirs has in front.
       flipped: it is stored the other way round than the family's linear layers are.
+      heads: theirs has an axis of heads, as ours has.
     """
 
     name: str
@@ -48,6 +49,7 @@ class At(NamedTuple):
     parts: int = 1
     ones: int = 0
     flipped: bool = False
+    heads: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Format:
       special: (their config, their tensors) -> more fields of ours.
       unspecial: (our config) -> more of theirs.
       aliases: {name of a tensor: another name that it may have}.
+      causal: whether texts are read from left to right.
       batch: (their config, arguments of their model) -> batch for ours.
       outputs: (our config, what our model predicts, what it sows) -> outputs as they name them.
     """
@@ -80,6 +83,7 @@ class Format:
     special: Callable[[dict, dict], dict] = lambda theirs, tensors: {}
     unspecial: Callable[[Any], dict] = lambda config: {}
     aliases: Mapping[str, str] = field(default_factory=dict)
+    causal: bool = False
     batch: Callable[[dict, dict], dict] = lambda about, theirs: one_text(theirs)
     outputs: Callable[[Any, dict, dict], dict] = lambda config, *found: of_one_text(*found)
 
@@ -127,13 +131,14 @@ class Piece(NamedTuple):
     at: At
 
     def theirs(self, transposed: bool) -> tuple[int, ...]:
-        """The shape of its share in their tensor, flat where it is a kernel."""
+        """The shape of its share in their tensor, mostly flat where it is a kernel."""
         if not self.inputs:
             return (1,) * self.at.ones + (
                 (math.prod(self.shape),) if self.path[-1] == "bias" else self.shape
             )
-        flat = math.prod(self.shape[: self.inputs]), math.prod(self.shape[self.inputs :])
-        return flat[::-1] if transposed != self.at.flipped else flat
+        parts = self.shape[: self.inputs], self.shape[self.inputs :]
+        parts = parts[::-1] if transposed != self.at.flipped else parts
+        return parts[0] + parts[1] if self.at.heads else tuple(map(math.prod, parts))
 
 
 def pieces(format: Format, config, boxed) -> Iterator[Piece]:
@@ -170,7 +175,9 @@ def to_tensors(format: Format, config, boxed, params, has_head: bool) -> dict[st
         x = np.asarray(x if piece.layer is None else x[piece.layer])
         shape = piece.theirs(format.transposed)
         flipped = piece.inputs and format.transposed != piece.at.flipped
-        x = x.reshape(shape[::-1]).T if flipped else x.reshape(shape)
+        if flipped:
+            x = x.reshape(math.prod(piece.shape[: piece.inputs]), -1).T
+        x = x.reshape(shape)
         parts = shared.setdefault(piece.at.name, [None] * piece.at.parts)
         parts[piece.at.part] = (x, 0 if flipped else -1)
     return {
@@ -203,7 +210,8 @@ def from_tensors(format: Format, config, boxed, tensors: Mapping[str, np.ndarray
             wrong.append(f"{name} is {list(x.shape)}, the model wants {whole}")
             continue
         x = np.split(x.reshape(whole), piece.at.parts, axis)[piece.at.part]
-        x = (x.T if flipped else x).reshape(piece.shape).astype(np.float32)
+        x = x.reshape(len(x), -1).T if flipped else x
+        x = x.reshape(piece.shape).astype(np.float32)
         tree = params
         for key in piece.path[:-1]:
             tree = tree.setdefault(key, {})
@@ -248,17 +256,17 @@ def of_stack(seen: dict, prefix: str = "") -> dict[str, Any]:
     return outputs | {f"{prefix}hidden_states": seen["states"][0]}
 
 
-def two_texts(theirs: Mapping[str, Any], start: int) -> dict[str, Any]:
+def two_texts(theirs: Mapping[str, Any], start: int, pad: int | None = None) -> dict[str, Any]:
     """The batch of an encoder-decoder. Where theirs is given no decoder input, it is the labels,
-    one to the right, behind the id `start`."""
+    one to the right, behind the id `start`, and `pad` (or `start`) where they are ignored."""
     source, target = theirs["input_ids"], theirs.get("decoder_input_ids")
-    if target is None:
-        labels = theirs["labels"]
+    labels = theirs.get("labels")
+    if target is None and labels is not None:
         target = jnp.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=start)
-        target = jnp.where(target == -100, start, target)
+        target = jnp.where(target == -100, start if pad is None else pad, target)
     mask = theirs.get("attention_mask")
     batch = {"source": source, "source_mask": jnp.ones_like(source) if mask is None else mask}
-    batch |= {"target_in": target}
+    batch |= {} if target is None else {"target_in": target}
     if (mask := theirs.get("decoder_attention_mask")) is not None:
         batch["target_mask"] = mask
     return batch
