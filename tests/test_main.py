@@ -49,7 +49,7 @@ def test_alone_it_prints_its_verbs_a_line_each(capsys):
     assert main([]) == 0
     printed = capsys.readouterr().out
     assert re.findall(r"^  (\w+) +[A-Z]", printed, re.M) == list(VERBS)
-    verbs = "train eval translate score average config plan launch list"
+    verbs = "train eval translate score average config plan parity launch list"
     assert list(VERBS) == verbs.split()
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == printed
@@ -101,6 +101,9 @@ PROFILED = "train --config=quickstart --workdir=/nowhere --profile"
         ("translate --workdir=x --scores=maybe", "--scores=maybe: want true or false"),
         ("eval --workdir", "Missing value for flag --workdir"),
         ("eval --workdir=x test", '"test": not a flag; write --flag=value'),
+        ("eval nowhere", "nowhere: no run here"),  # the one thing it needs may stand alone
+        ("parity nowhere", "nowhere: no io.npz"),
+        ("parity a b", '"a": not a flag; write --flag=value'),
         ("list --config.seed=1", "--config.seed=1: tfx list takes no config"),
         ("average --workdir=x --out=y", "want one of --last=N and --best=N"),
         ("average --workdir=x --out=y --last=1 --best=1", "want one of"),
@@ -201,7 +204,7 @@ def test_train_gets_the_config_and_where_it_comes_from(monkeypatch, tmp_path):
     assert (config.optim.lr, config.model.width, directory) == (0.25, 16, where)
     assert provenance["overrides"] == {"optim.lr": 0.25}
     command = ["tfx", "train", TINY, f"--workdir={where}", "--config.optim.lr=0.25"]
-    assert provenance["argv"] == command and profile is None
+    assert provenance["argv"] == command and profile == ()
 
 
 def test_steps_to_profile_are_those_of_this_start(monkeypatch, tmp_path):

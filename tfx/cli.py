@@ -1,6 +1,7 @@
 """How does a function become a command? Its parameters are its flags, its docstring its help.
 
 A parameter is annotated with its type, what stands for its value in the help, and the help.
+Where one alone is required, its value may stand without the flag.
 Two are no flags: `overrides` takes all `--config.KEY=VALUE`, `command` all behind `--`. Wrong
 input becomes one line, `error: ...`, and exit code 2.
 """
@@ -71,6 +72,9 @@ def parse(verb: str, function: Callable, words: list[str]) -> dict[str, Any]:
         raise ValueError(f"{overrides[0]}: tfx {verb} takes no config")
     if command and "command" not in more:
         raise ValueError(f"{command[0]}: tfx {verb} takes no command")
+    see = f"; see tfx {verb} --help"
+    if "command" in more and not command:
+        see = f"; a command stands behind --: tfx {verb} -- tfx train ..."
     for name, parameter in parameters.items():
         kind, _, text = get_args(parameter.annotation)
         default = None if parameter.default is parameter.empty else parameter.default
@@ -79,7 +83,7 @@ def parse(verb: str, function: Callable, words: list[str]) -> dict[str, Any]:
         rest = values([verb, *words])[1:]
     except flags.UnrecognizedFlagError as error:
         hint = configs.did_you_mean(error.flagname, parameters)
-        hint = hint.replace("mean ", "mean --") or f"; see tfx {verb} --help"
+        hint = hint.replace("mean ", "mean --") or see
         raise ValueError(f"--{error.flagname}: no such flag of tfx {verb}{hint}") from None
     except flags.IllegalFlagValueError as error:
         given, _, _ = str(error).removeprefix("flag ").partition(": ")
@@ -87,9 +91,12 @@ def parse(verb: str, function: Callable, words: list[str]) -> dict[str, Any]:
         raise ValueError(f"{given}: want {configs.KINDS[kind]}") from None
     except flags.Error as error:
         raise ValueError(f"{error}; see tfx {verb} --help") from None
-    if rest:
-        raise ValueError(f'"{rest[0]}": not a flag; write --flag=value, see tfx {verb} --help')
     arguments = {name: getattr(values, name) for name in parameters}
+    missing = [name for name, value in arguments.items() if value is None]
+    if len(rest) == len(missing) == 1:  # the one thing that a verb is about needs no name
+        arguments[missing[0]] = rest.pop()
+    if rest:
+        raise ValueError(f'"{rest[0]}": not a flag; write --flag=value{see}')
     for name, value in arguments.items():
         if value is None:
             raise ValueError(f"--{name} is missing; see tfx {verb} --help")

@@ -17,12 +17,13 @@ from typing import Annotated, Any, TextIO, get_args
 
 from tfx import cli, schema
 from tfx import config as configs
+from tfx.bucket import place
 from tfx.data import text
 from tfx.workdir import check, find, progress, read_config, read_overrides
 
 # Annotations of a flag: its type, what stands for its value in the help, the help.
 Spec = Annotated[str, "FILE[:ARG]", "a config file, or a built-in one by its name"]
-Workdir = Annotated[str, "DIR", "the run's directory"]
+Workdir = Annotated[str, "DIR", "the run's directory, or gs://BUCKET/NAME"]
 Step = Annotated[int, "N", "which checkpoint; 0: the best if some were validated, or the last"]
 Distributed = Annotated[str, "auto|on|off", "several processes: auto: where a cluster is detected"]
 Coordinator = Annotated[str, "HOST:PORT", "where process 0 listens; the same for all processes"]
@@ -60,7 +61,7 @@ def train(
     chosen, _ = _configure(config, overrides)  # what is wrong with it is wrong on any device
     if workdir and not chosen.hardware:
         check(workdir, chosen)
-    traced = _traced(profile, chosen, progress(workdir)[0]) if profile else None
+    traced = _traced(profile, chosen, progress(workdir)[0]) if profile else ()
     import jax
 
     from tfx import hosts
@@ -236,7 +237,7 @@ def config(
         chosen, changed = read_config(workdir), read_overrides(workdir)
     flat = configs.flatten(configs.to_dict(chosen))
     if diff:
-        other = read_config(diff) if Path(diff).is_dir() else _configure(diff, [])[0]
+        other = read_config(diff) if place(diff).is_dir() else _configure(diff, [])[0]
         for key, left, right in configs.diff(flat, configs.flatten(configs.to_dict(other))):
             print(f"{key}: {_value(left)} -> {_value(right)}")
         return
@@ -281,6 +282,22 @@ def plan(
     else:
         found = planning.plan(chosen, topology, **how)
         print(planning.to_json(found) if json else planning.show(found))
+
+
+def parity(
+    folder: Annotated[str, "DIR", "a reference folder: config.json, model.safetensors, io.npz"],
+    float64: Annotated[bool, "", "compute in float64"] = False,
+) -> int:
+    """Compare a model with what the reference implementation computed, output by output.
+
+    Prints the largest difference of each against max(1, the largest of the reference); the exit
+    code is 1 where one is above 1e-5, or an id that was generated differs.
+
+      tfx parity tests/fixtures/hf/bert/BertForPreTraining
+    """
+    from tfx.lab import parity as comparing
+
+    return comparing.compare(folder, float64)
 
 
 def launch(
@@ -351,6 +368,7 @@ VERBS = {
     "average": average,
     "config": config,
     "plan": plan,
+    "parity": parity,
     "launch": launch,
     "list": list_,
 }

@@ -11,7 +11,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfx.data import tokenizer
+from tfx.data import tokenizer, vocabulary
 from tfx.data.tokenizer import BOS, EOS, PAD, UNK, Bytes
 
 
@@ -106,13 +106,6 @@ def test_what_cannot_be_learned_is_said_in_one_line(vocab, chunks, message):
     assert "\n" not in str(error.value)
 
 
-def test_huge_texts_are_sampled_evenly(monkeypatch):
-    monkeypatch.setattr(tokenizer, "SAMPLE", 10)
-    assert tokenizer._evenly(range(10)) == list(range(10))
-    assert tokenizer._evenly(range(11)) == list(range(0, 11, 2))
-    assert tokenizer._evenly(range(100)) == list(range(0, 100, 16))
-
-
 def test_a_draw_depends_on_its_seed_alone(joint):
     side, lines = joint.source, SOURCES[:60]
     seeds = [7 * i for i in range(60)]
@@ -198,6 +191,12 @@ def test_a_file_of_another_run_or_damaged_is_refused(tmp_path):
 def test_a_damaged_listing_is_refused(tmp_path, text):
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(ValueError, match=r"tokenizer.json is damaged"):
+        tokenizer.load(tmp_path)
+
+
+def test_a_vocabulary_of_another_kind_of_run_is_refused(tmp_path):
+    vocabulary.learn("chars", 0, SOURCES).save(tmp_path)
+    with pytest.raises(ValueError, match="its vocabulary is that of chars, not of a translation"):
         tokenizer.load(tmp_path)
 
 

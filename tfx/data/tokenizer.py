@@ -4,17 +4,12 @@ Every tokenizer has the same four special ids, pad=0, eos=1, unk=2 and bos=3; `e
 none of them. A SentencePiece model is learned from the training text on first use (Sennrich
 et al. 2016 for bpe, Kudo 2018 for unigram) and kept in the workdir with its sha256.
 
-Characters too rare for the vocabulary become unk: there is no byte fallback, whose 256 pieces
-would be half of a small vocabulary. All characters are kept while they take at most a tenth of
-the vocabulary; otherwise those that make up 99.95% of the text.
+Characters too rare for the vocabulary become unk (data/pieces.py says which): there is no byte
+fallback, whose 256 pieces would be half of a small vocabulary.
 """
 
 import hashlib
-import io
-import itertools
 import json
-import os
-import re
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,13 +17,15 @@ from pathlib import Path
 
 import sentencepiece
 
+from tfx.data.families import FAMILIES
+from tfx.data.pieces import as_json, evenly, refuse_surrogates, refuse_unknown, sentencepiece_model
+from tfx.data.segment import THREADS, open_model
+from tfx.data.vocabulary import checked, write
+
 PAD, EOS, UNK, BOS = range(4)
 SPECIAL = {"pad": PAD, "eos": EOS, "unk": UNK, "bos": BOS}
 JOINT = ("tokenizer.model",)
 PER_SIDE = ("tokenizer.source.model", "tokenizer.target.model")
-SAMPLE = 500_000  # pairs a vocabulary is learned from, at most
-LINE_BYTES = 1 << 20  # the reader's cap on a line: no training line is skipped
-THREADS = min(os.cpu_count() or 1, 16)
 
 # SentencePiece has one seed for the process; whoever draws holds the lock.
 _drawing = threading.Lock()
@@ -38,11 +35,7 @@ class SentencePiece:
     """A SentencePiece model. `name` is what errors call it."""
 
     def __init__(self, model: bytes, name: str = "tokenizer.model"):
-        try:
-            # An empty model would load, and only complain on standard error.
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model or b"\0")
-        except RuntimeError:
-            raise ValueError(f"{name}: damaged, or not a SentencePiece model") from None
+        self._processor = open_model(model, name)
         found = {key: getattr(self._processor, f"{key}_id")() for key in SPECIAL}
         if found != SPECIAL:
             raise ValueError(
@@ -58,7 +51,7 @@ class SentencePiece:
         try:
             return self._processor.encode(list(lines), num_threads=THREADS)
         except TypeError:
-            _refuse_surrogates(lines)
+            refuse_surrogates(lines)
             raise
 
     def encode_sampled(
@@ -87,7 +80,7 @@ class SentencePiece:
                 [list(map(int, ids)) for ids in rows], num_threads=THREADS
             )
         except IndexError:
-            _refuse_unknown(rows, self.vocab_size)
+            refuse_unknown(rows, self.vocab_size)
             raise
 
 
@@ -102,12 +95,12 @@ class Bytes:
         try:
             return [[byte + len(SPECIAL) for byte in line.encode()] for line in lines]
         except UnicodeEncodeError:
-            _refuse_surrogates(lines)
+            refuse_surrogates(lines)
             raise
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Text of every row without its special ids; broken UTF-8 shows as �."""
-        _refuse_unknown(rows, self.vocab_size)
+        refuse_unknown(rows, self.vocab_size)
         kept = (bytes(i - len(SPECIAL) for i in ids if i >= len(SPECIAL)) for ids in rows)
         return [line.decode("utf-8", errors="replace") for line in kept]
 
@@ -136,10 +129,10 @@ class Tokenizer:
         if self.kind != "bytes":
             names = JOINT if self.source is self.target else PER_SIDE
             for name, side in zip(names, (self.source, self.target), strict=False):
-                _write(Path(workdir, name), side.model)
+                write(Path(workdir, name), side.model)
                 sums[name] = side.fingerprint
         about = {"kind": self.kind, "vocab": self.vocab_sizes, "special": SPECIAL, "sha256": sums}
-        _write(Path(workdir, "tokenizer.json"), json.dumps(about, indent=2).encode() + b"\n")
+        write(Path(workdir, "tokenizer.json"), as_json(about))
 
 
 def build(
@@ -170,7 +163,7 @@ def build(
     if kind == "bytes":
         one = Bytes()
         return Tokenizer(kind, one, one)
-    pairs = _evenly(pair for chunk in chunks for pair in zip(*chunk, strict=True))
+    pairs = evenly(pair for chunk in chunks for pair in zip(*chunk, strict=True))
     sides = [[pair[0] for pair in pairs], [pair[1] for pair in pairs]]
     if joint:
         one = _learn(kind, vocab, sides[0] + sides[1], lowercase, tags)
@@ -191,97 +184,20 @@ def load(workdir: str | Path) -> Tokenizer:
     if kind == "bytes":
         one = Bytes()
         return Tokenizer(kind, one, one)
+    if kind in FAMILIES:
+        raise ValueError(f"{workdir}: its vocabulary is that of {kind}, not of a translation run")
     if tuple(name for name, _ in sums) not in (JOINT, PER_SIDE):
         raise ValueError(f"{listing} is damaged; copy it back from where it was made")
-    sides = [_checked(Path(workdir, name), saved) for name, saved in sums]
+    paths = [(Path(workdir, name), saved) for name, saved in sums]
+    sides = [SentencePiece(checked(path, saved), str(path)) for path, saved in paths]
     return Tokenizer(kind, sides[0], sides[-1])
 
 
-def _checked(path: Path, saved: str) -> SentencePiece:
-    """The model at `path`, once its sha256 is the one that was saved with it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing, though tokenizer.json names it; copy it back")
-    model = path.read_bytes()
-    found = hashlib.sha256(model).hexdigest()
-    if found != saved:
-        raise ValueError(
-            f"{path} is damaged or belongs to another run: its sha256 is {found[:12]}..., "
-            f"tokenizer.json says {saved[:12]}...; copy the right file back"
-        )
-    return SentencePiece(model, str(path))
-
-
 def _learn(kind, vocab, lines, lowercase, tags) -> SentencePiece:
-    alphabet = set().union(*lines)
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            model_type=kind,
-            vocab_size=vocab,
-            character_coverage=1.0 if 10 * len(alphabet) <= vocab else 0.9995,
-            normalization_rule_name="nmt_nfkc_cf" if lowercase else "nmt_nfkc",
-            user_defined_symbols=list(tags),
-            **{f"{name}_id": number for name, number in SPECIAL.items()},
-            max_sentence_length=LINE_BYTES,
-            num_threads=1,  # with more, the same text gives other bytes
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        _refuse_surrogates(lines)
-        raise ValueError(_why_not(str(error), kind, vocab)) from None
-    return SentencePiece(model.getvalue())
-
-
-def _why_not(error: str, kind: str, vocab: int) -> str:
-    """SentencePiece's reason for not training, with the config key to change."""
-    if vocab <= len(SPECIAL):
-        return f"tokenizer.vocab={vocab} leaves no piece beside the special ones; try 8000"
-    if most := re.search(r"value <= (\d+)", error):
-        return (
-            f"tokenizer.vocab={vocab} is more {kind} pieces than the training text has; "
-            f"the largest possible value is {most[1]}"
-        )
-    if least := re.search(r"required_chars. \d+ vs (\d+)", error):
-        return (
-            f"tokenizer.vocab={vocab} does not hold the characters of the training text; "
-            f"the smallest possible value is {least[1]}"
-        )
-    if re.search(r"sentences_.empty|all_chars_count", error):
-        return "no line of training text to learn a vocabulary from; check data.train"
-    return f"tokenizer.vocab={vocab}: SentencePiece cannot learn this ({error}); try another size"
-
-
-def _evenly(items: Iterable) -> list:
-    """Every k-th item, k the smallest power of two that leaves at most SAMPLE."""
-    kept, stride = [], 1
-    for number, item in enumerate(items):
-        if number % stride == 0:
-            kept.append(item)
-        if len(kept) > SAMPLE:
-            kept, stride = kept[::2], 2 * stride
-    return kept
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    settings = {f"{name}_id": number for name, number in SPECIAL.items()}
+    settings["user_defined_symbols"] = list(tags)
+    return SentencePiece(sentencepiece_model(kind, vocab, lines, lowercase=lowercase, **settings))
 
 
 def _ids(special: dict[str, int]) -> str:
     return " ".join(f"{name}={number}" for name, number in special.items())
-
-
-def _refuse_surrogates(lines: Sequence[str]) -> None:
-    for number, line in enumerate(lines, 1):
-        if bad := re.search("[\ud800-\udfff]", line):
-            code = f"U+{ord(bad[0]):04X}"
-            raise ValueError(f"line {number} holds a lone surrogate ({code}), which is not text")
-
-
-def _refuse_unknown(rows: Sequence[Sequence[int]], vocab: int) -> None:
-    for number in itertools.chain.from_iterable(rows):
-        if not 0 <= number < vocab:
-            raise ValueError(f"id {number} is not in the vocabulary of {vocab} (0..{vocab - 1})")

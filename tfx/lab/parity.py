@@ -42,6 +42,11 @@ class Difference(NamedTuple):
     def fits(self) -> bool:
         return self.difference <= self.limit  # and not NaN
 
+    @property
+    def excess(self) -> float:
+        """How much of what is allowed the difference takes."""
+        return self.difference / (self.limit or 1.0)
+
 
 def check(folder: str | Path, float64: bool = False) -> Iterator[Difference]:
     """Every output that the folder holds, and how far ours is from it.
@@ -70,6 +75,21 @@ def check(folder: str | Path, float64: bool = False) -> Iterator[Difference]:
                 yield from reference.generated(case)
             else:
                 yield from reference.case(case)
+
+
+def compare(folder: str | Path, float64: bool = False) -> int:
+    """Print every output's difference, gradients as one line a case; 1 where one does not fit."""
+    worst: dict[tuple[str, str], Difference] = {}
+    for found in check(folder, float64):
+        name = found.case, found.output.partition("/")[0]
+        if name not in worst or not found.excess <= worst[name].excess:
+            worst[name] = found
+    for found in worst.values():
+        said = "fits" if found.fits else f"does not fit: at most {found.limit:g}"
+        print(f"{found.case:16}{found.output:28}{found.difference:9.2g}  {said}")
+    failed = [found for found in worst.values() if not found.fits]
+    print(f"{folder}: {len(worst) - len(failed)} of {len(worst)} fit")
+    return int(bool(failed))
 
 
 class Reference:
@@ -250,8 +270,8 @@ def loss(config, outputs: dict, theirs: dict) -> dict[str, jax.Array]:
     if head in ("span", "beam") and "start_positions" in theirs:
         for side in ("start", "end"):
             logits_BT, at_B = outputs[f"{side}_logits"], theirs[f"{side}_positions"]
-            ignored = (at_B < 0) | (at_B >= logits_BT.shape[1])
-            parts.append(_mean_nll(logits_BT, jnp.where(ignored, -100, at_B)) / 2)
+            ignored = at_B >= logits_BT.shape[1]
+            parts.append(_mean_nll(logits_BT, jnp.where(ignored, -100, jnp.maximum(at_B, 0))) / 2)
         if head == "beam" and {"cls_index", "is_impossible"} <= theirs.keys():
             logits_B, none_B = outputs["cls_logits"], theirs["is_impossible"]
             parts.append(optax.sigmoid_binary_cross_entropy(logits_B, none_B).mean() / 2)

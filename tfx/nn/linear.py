@@ -43,7 +43,7 @@ class Product:
         x_BTD, table_VD = self.states_BTD, self.table_VD.astype(self.states_BTD.dtype)
         out = jnp.promote_types(x_BTD.dtype, jnp.float32)
         logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=out)
-        logits_BTV = logits_BTV if self.bias_V is None else logits_BTV + self.bias_V
+        logits_BTV = logits_BTV if self.bias_V is None else logits_BTV + self.bias_V[None, None]
         return constrain(logits_BTV, "BTV")
 
 

@@ -1,0 +1,94 @@
+"""What the reference implementation computed, all families do; and the comparison can fail."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tfx.lab import parity
+from tfx.main import main
+
+FOLDERS = sorted(
+    path.parent for path in (Path(__file__).parent.parent / "fixtures/hf").glob("*/*/io.npz")
+)
+QUICK = {"BertForPreTraining", "MarianMTModel"}  # the others take minutes together
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        pytest.param(path, id=path.name, marks=[] if path.name in QUICK else [pytest.mark.slow])
+        for path in FOLDERS
+    ],
+)
+def test_agrees_with_the_reference(folder):
+    found = list(parity.check(folder))
+    assert found and not [each for each in found if not each.fits]
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A folder of one case with one output, that fits."""
+    source = next(path for path in FOLDERS if path.name == "BertModel")
+    folder = shutil.copytree(source, tmp_path / "bert", copy_function=shutil.copyfile)
+    arrays = dict(np.load(folder / "io.npz"))
+    case = next(iter(arrays)).split("/")[0]
+    keep = (f"{case}/in/", f"{case}/out/last_hidden_state")
+    np.savez(folder / "io.npz", **{k: x for k, x in arrays.items() if k.startswith(keep)})
+    return folder
+
+
+def test_prints_what_fits(small, capsys):
+    assert main(["parity", f"{small}"]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert "last_hidden_state" in first and first.endswith("fits")
+    assert last.endswith("1 of 1 fit")
+
+
+def test_float64_is_nearer_to_float64(small):
+    arrays = dict(np.load(small / "io.npz"))
+    (wide,) = parity.check(small, float64=True)
+    assert wide.difference < 2e-6
+    key = next(key for key in arrays if "/out/" in key)
+    arrays[key.replace("/out/", "/out64/")] = arrays.pop(key).astype(np.float64)
+    np.savez(small / "io.npz", **arrays)
+    assert next(parity.check(small, float64=True)).difference == wide.difference
+
+
+def test_a_wrong_weight_shows(small, capsys):
+    tensors = load_file(small / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("attention.self.value.weight"))
+    save_file(tensors | {name: tensors[name].T.copy()}, small / "model.safetensors")
+    assert main(["parity", f"{small}"]) == 1
+    printed = capsys.readouterr().out
+    assert "does not fit: at most 1e-05" in printed and printed.endswith("0 of 1 fit\n")
+
+
+@pytest.mark.parametrize(
+    "change, error",
+    [
+        (lambda t: t.pop("pooler.dense.bias"), "missing: pooler.dense.bias"),
+        (lambda t: t.update(more=np.zeros(2, np.float32)), "not of this model: more"),
+        (
+            lambda t: t.update({"pooler.dense.bias": np.zeros(3, np.float32)}),
+            r"of another shape: pooler.dense.bias is \[3\], the model wants \[",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_listed(small, change, error, capsys):
+    tensors = load_file(small / "model.safetensors")
+    change(tensors)
+    save_file(tensors, small / "model.safetensors")
+    with pytest.raises(ValueError, match=error):
+        list(parity.check(small))
+    assert main(["parity", f"{small}"]) == 2
+
+
+def test_another_family_is_named(small):
+    path = small / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "mamba"}))
+    with pytest.raises(ValueError, match=r'model_type "mamba": tfx has .*bert'):
+        list(parity.check(small))
