@@ -90,6 +90,15 @@ def test_which_steps_are_chosen(tmp_path):
             checkpoints.choose(5)
 
 
+def test_who_only_reads_lets_a_save_under_way_be(tmp_path):
+    half = tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp" / "params"
+    half.mkdir(parents=True)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == [] and half.exists()
+    with checkpoint.Checkpoints(tmp_path, keep_last=1):
+        assert not half.exists()
+
+
 def test_the_tokenizer_of_another_run_is_refused(toy_config, tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     train(toy_config({"train.steps": 1}), one)

@@ -16,7 +16,7 @@ MODULES = {
 }
 # Imports point down. "" is `tfx` itself: the version, and the way in from a notebook.
 LAYERS = [
-    ["nn", "decode", "choose", "sharding", "metrics", "data"],
+    ["nn", "decode", "choose", "sharding", "metrics", "bucket", "data"],
     ["models", "objectives"],
     ["config", "schema", "checkpoint", "state", "optim", "hosts", "flops", "assemble", "workdir"],
     ["train", "evaluate", "translate"],

@@ -133,6 +133,26 @@ def test_a_signal_sets_a_flag_and_a_second_one_acts():
         signal.signal(signal.SIGTERM, before)
 
 
+def test_a_second_signal_ends_a_process_that_waits_forever():
+    """Outside of Python, where no handler of Python runs."""
+    code = """
+        import ctypes, os, signal, threading, time
+        from tfx import hosts
+        hosts.INSISTED = 1
+
+        def twice():
+            for _ in range(2):
+                time.sleep(0.5)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=twice).start()
+        with hosts.stop_requests():
+            mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+            lock(mutex), lock(mutex)
+    """
+    assert run(code)[0] == 128 + signal.SIGTERM
+
+
 HANGS = """
 import sys, time
 import jax

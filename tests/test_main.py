@@ -103,6 +103,8 @@ PROFILED = "train --config=quickstart --workdir=/nowhere --profile"
         ("eval --workdir=x test", '"test": not a flag; write --flag=value'),
         ("eval nowhere", "nowhere: no run here"),  # the one thing it needs may stand alone
         ("parity nowhere", "nowhere: no io.npz"),
+        ("launch tfx train", '"tfx": not a flag; write --flag=value; a command stands behind --'),
+        ("launch tfx train --config=x", "--config: no such flag of tfx launch; a command stands"),
         ("parity a b", '"a": not a flag; write --flag=value'),
         ("list --config.seed=1", "--config.seed=1: tfx list takes no config"),
         ("average --workdir=x --out=y", "want one of --last=N and --best=N"),

@@ -259,7 +259,7 @@ def test_a_profile_holds_the_program_of_its_steps_and_no_save(toy_config, tmp_pa
     assert steps == [2, 3, 4]
     assert any("train_step" in name for name in names)
     path = f"{tmp_path}/profile"
-    assert f"is in {path}; to look at it: xprof --logdir={path}" in capsys.readouterr().out
+    assert f"is in {path}; pip install xprof; xprof --logdir={path}" in capsys.readouterr().out
 
 
 def test_a_signal_ends_a_profile_before_it_saves(toy_config, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from tfx import checkpoint, metrics, sharding, workdir
+from tfx import checkpoint, hosts, metrics, sharding, workdir
 from tfx import train as training
 
 TFX = "from tfx.main import main; sys.exit(main(sys.argv[2:]))"
@@ -139,6 +140,47 @@ def test_a_workdir_that_is_not_shared_is_refused(words, tmp_path):
         assert "one directory, shared by all of them" in error
 
 
+def wait_for(run, step, processes):
+    """Until a checkpoint of that step, or a later one, is there."""
+    while workdir.progress(run)[0] < step and all(each.poll() is None for each in processes):
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_one_signal_saves_and_a_second_one_leaves_at_once_though_the_other_process_hangs(
+    words, tmp_path
+):
+    run, more = tmp_path / "run", dict(eval__every=0, checkpoint__every=5)
+    start = lambda: launch(2, 1, TFX, *words(run, **more, train__steps=9999), each=flags(2))
+    processes = start()
+    wait_for(run, 5, processes)
+    processes[0].send_signal(signal.SIGINT)
+    results = ended(processes)
+    for code, out, error in results:
+        assert code == 130, out + error
+    assert len({re.search("stopped by SIGINT after saving step.*", r[2])[0] for r in results}) == 1
+    saved = workdir.progress(run)[0]
+
+    processes = start()
+    wait_for(run, saved + 5, processes)
+    processes[1].send_signal(signal.SIGSTOP)
+    time.sleep(1)
+    for _ in range(2):
+        assert processes[0].poll() is None
+        processes[0].send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    try:
+        [(code, out, error)] = ended(processes[:1], timeout=hosts.INSISTED + 10)
+    finally:
+        processes[1].kill()
+        processes[1].communicate()
+    assert code == 130, out + error
+
+    saved = workdir.progress(run)[0]
+    [(code, out, error)] = ended(launch(1, 2, TFX, *words(run, **more, train__steps=saved + 3)))
+    assert code == 0 and f"resuming from step {saved}" in out, out + error
+
+
 @pytest.mark.slow
 def test_two_processes_train_stop_together_and_go_on_as_one_or_four(words, tmp_path):
     run, straight = tmp_path / "run", tmp_path / "straight"
@@ -155,7 +197,7 @@ def test_two_processes_train_stop_together_and_go_on_as_one_or_four(words, tmp_p
     stopped = max(row["step"] for row in metrics.read(run, "train"))
     assert workdir.progress(run)[0] == stopped
     assert {"nll", "bleu"} <= set().union(*metrics.read(run, "valid"))
-    said = [line for line in out.splitlines() if not line.startswith("[Gloo]")]
+    said = [line for line in out.splitlines() if line and not line.startswith("[Gloo]")]
     assert not said, "only process 0 talks to a person"
 
     # What was saved arrives bit for bit, however it is laid out; every process has its rows.

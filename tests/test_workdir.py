@@ -80,8 +80,8 @@ def test_what_cannot_be_a_workdir_is_refused(tmp_path):
     for path in (file, file / "below"):
         with pytest.raises(ValueError, match="cannot write here"):
             workdir.prepare(path, config())
-    with pytest.raises(ValueError, match="not a URL"):
-        workdir.prepare("gs://bucket/run", config())
+    with pytest.raises(ValueError, match="no other URL will do"):
+        workdir.prepare("s3://bucket/run", config())
 
 
 def test_reading_a_config_that_is_missing_or_damaged(tmp_path):

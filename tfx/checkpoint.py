@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and how it is found again.
+"""What a run leaves on disk or in a bucket, and how it is found again.
 
 `checkpoints/<step>/` holds, by Orbax, `params`, `ema` (when on), `optimizer` (its state,
 the step, the RNG key) and `meta` (JSON). Translation reads one of the first two alone.
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from tfx import bucket
 from tfx.state import TrainState
 
 preserve = ocp.training.preservation_policies
@@ -24,13 +25,19 @@ def _quiet():
 class Checkpoints:
     """The checkpoints of one workdir. Saving is asynchronous; `close` waits for it.
 
+    Args:
+      keep_last, keep_best, keep_every: for the one process or run that trains there. It removes
+        what is not kept, and what a run that died left half-written; who gives none removes
+        nothing, for it may be that a run is saving.
+
     Attributes:
       steps: those on disk, ascending.
     """
 
-    def __init__(self, workdir: str | Path, keep_last: int = 1, keep_best: int = 0, keep_every=0):
+    def __init__(self, workdir: str | Path, keep_last=0, keep_best: int = 0, keep_every: int = 0):
         _quiet()
-        policies = [preserve.LatestN(keep_last)]
+        self._workdir = Path(workdir)
+        policies = [preserve.LatestN(keep_last) if keep_last else preserve.PreserveAll()]
         if keep_best:
             value = lambda metrics: metrics["value"]
             policies += [
@@ -44,9 +51,9 @@ class Checkpoints:
         arrays = ocp.options.ArrayOptions
         saving = arrays.Saving(min_slice_bytes_for_replica_parallel=1 << 20)
         self._orbax = ocp.training.Checkpointer(
-            Path(workdir).absolute() / "checkpoints",
+            bucket.home(workdir) / "checkpoints",
             preservation_policy=preserve.AnyPreservationPolicy(policies),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=bool(keep_last),
             context=ocp.Context(array_options=arrays(saving=saving)),
         )
 
@@ -97,10 +104,12 @@ class Checkpoints:
         if state.ema is not None:
             items["ema"] = state.ema
         metrics = None if value is None else {"value": value}
+        bucket.publish(self._workdir)  # first: what belongs to a checkpoint is there before it
         self._orbax.save_checkpointables_async(step, items, force=True, metrics=metrics)
 
     def save_weights(self, step: int, params, meta: dict) -> None:
         """Write parameters alone: enough to translate with and to start another run from."""
+        bucket.publish(self._workdir)
         self._orbax.save_checkpointables(step, {"params": params, "meta": meta}, force=True)
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict]:

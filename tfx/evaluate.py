@@ -14,7 +14,7 @@ import numpy as np
 import sacrebleu.metrics
 
 import tfx
-from tfx import assemble, hosts, translate, workdir
+from tfx import assemble, bucket, hosts, translate, workdir
 from tfx.config import Config, fingerprint
 
 
@@ -90,7 +90,7 @@ def evaluate(
       average: translate with the mean of the last so many checkpoints.
       settings: fields of `tfx.schema.Decode` to change.
     """
-    directory, began = Path(directory), time.time()
+    began, directory = time.time(), hosts.in_turn(lambda: bucket.local(directory))
     config = workdir.read_config(directory)
     how = dataclasses.replace(config.decode, **settings)
     values = dataclasses.asdict(how) | dict(tfx=tfx.__version__, config=fingerprint(config))
@@ -118,6 +118,7 @@ def evaluate(
 
 def write_down(directory: Path, config: Config, hypotheses, references, common, say) -> list[dict]:
     """Keep the translations, score them, append the rows; `common` is what all rows share."""
+    bucket.pull(directory)  # rows of evaluations that ended meanwhile
     split, step, average = (common[key] for key in ("split", "step", "averaged"))
     name = f"{split}.{step}" + (f".average{average}" if average else "")
     kept = directory / "translations" / f"{name}.txt"
@@ -130,4 +131,5 @@ def write_down(directory: Path, config: Config, hypotheses, references, common, 
     say(f"{len(hypotheses):,} {kind}pairs of {split}, step {step:,}, {common['seconds']} s")
     for row in rows:
         say(f"  {row['metric']:<12}{row['score']:7.2f}  {row['signature']}")
+    bucket.publish(directory)
     return rows

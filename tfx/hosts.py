@@ -26,6 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 JOINING = 300  # seconds that processes wait for each other at the start
 LEAVING = 60  # and at the end: an error in one of them ends all of them after that time
+INSISTED = 5  # that a process still gets after a second signal
 
 
 class Stopped(Exception):
@@ -92,7 +93,7 @@ def join(
             alone = re.match("coordinator_address should be|.* must be called before", str(error))
             if distributed == "on" or given or not alone:
                 raise ValueError(
-                    f"cannot join the run: {error}; give --coordinator=HOST:PORT, --num_processes "
+                    f"cannot join the run: {str(error).rstrip('.')}; give --coordinator=HOST:PORT, --num_processes "
                     "and --process_id, or --distributed=off for a run of one process"
                 ) from error
 
@@ -201,7 +202,8 @@ def watchdog(seconds: float):
 
 @contextlib.contextmanager
 def stop_requests():
-    """While open, SIGTERM and SIGINT only set a flag; a second one acts at once.
+    """While open, SIGTERM and SIGINT only set a flag; a second one acts as it would without this,
+    and `INSISTED` seconds later the process ends, whatever it is waiting for.
 
     A handler that raised would tear the step or the save that is running. Yields a
     function that returns the signal's number, or 0; of several processes, each has to call it
@@ -219,10 +221,37 @@ def stop_requests():
         for number in (signal.SIGTERM, signal.SIGINT):
             old[number] = signal.signal(number, handle)
     try:
-        yield lambda: told(received[0] if received else 0)
+        with _insistence() if old else contextlib.nullcontext():
+            yield lambda: told(received[0] if received else 0)
     finally:
         for number, previous in old.items():
             signal.signal(number, previous)
+
+
+@contextlib.contextmanager
+def _insistence():
+    """The second half of `stop_requests`. Python's handlers wait for the main thread, which may
+    wait for a host that hangs; what C writes into a pipe, another thread reads."""
+    over, (ear, mouth) = threading.Event(), os.pipe()
+    os.set_blocking(mouth, False)
+
+    def listen():
+        heard = []
+        while len(heard) < 2 and (number := os.read(ear, 1)):
+            heard += {*number} & {signal.SIGTERM, signal.SIGINT}
+        os.close(ear)
+        if len(heard) == 2 and not over.wait(INSISTED):
+            os._exit(128 + heard[1])
+
+    before = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+    threading.Thread(target=listen, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(mouth)
+        if jax.process_count() == 1:  # others may keep a process from leaving
+            over.set()
 
 
 def _everywhere() -> Callable[[int], int]:

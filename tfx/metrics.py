@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from tfx import bucket
+
 LOG = logging.getLogger("tfx")
 
 
@@ -78,7 +80,7 @@ def _step(row: str) -> int:
 
 def read(workdir: str | Path, split: str | None = None) -> list[dict]:
     """The rows of a workdir's `metrics.jsonl`."""
-    path = Path(workdir) / "metrics.jsonl"
+    path = bucket.place(workdir) / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     rows = [json.loads(line) for line in lines if _step(line) < 1 << 62]
     return [row for row in rows if split in (None, row["split"])]
@@ -88,12 +90,13 @@ class Profile:
     """A trace of what host and devices do from step `first` to step `last`, in WORKDIR/profile.
 
     With no workdir nothing is traced: of several processes one is. All run the same program, and
-    who is late shows in the collectives of the others.
+    who is late shows in the collectives of the others. `home` is the workdir as people know it.
     """
 
-    def __init__(self, workdir: str | Path | None, steps: tuple[int, int] | None, say):
+    def __init__(self, workdir: str | Path | None, home, steps: tuple[int, ...], say):
         self.first, self.last = steps or (0, 0)
-        self._path, self._say, self._running = workdir and f"{workdir}/profile", say, False
+        self._path, self._home = workdir and f"{workdir}/profile", f"{home}/profile"
+        self._say, self._running = say, False
 
     def start(self) -> None:
         """To be called when all that went before is done."""
@@ -108,8 +111,10 @@ class Profile:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
-            where = f"is in {self._path}; to look at it: xprof --logdir={self._path}"
-            self._say(f"profile: what was traced from step {self.first:,} on {where}")
+            self._say(
+                f"profile: the trace from step {self.first:,} on is in {self._home}; "
+                f"pip install xprof; xprof --logdir={self._home}"
+            )
 
     def __enter__(self):
         return self

@@ -17,6 +17,11 @@ TYPES = {  # their model_type, and the family of ours
     "distilbert": "distilbert",
     "marian": "marian",
     "bart": "bart",
+    "xlnet": "xlnet",
+    "openai-gpt": "gpt",
+    "gpt2": "gpt2",
+    "t5": "t5",
+    "mt5": "t5",
 }
 
 

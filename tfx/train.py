@@ -24,6 +24,7 @@ from rich.table import Table
 import tfx
 from tfx import (
     assemble,
+    bucket,
     checkpoint,
     evaluate,
     flops,
@@ -163,7 +164,9 @@ def put_together(config: Config, directory: Path, mesh, say, multiple: int = 0) 
     Args:
       multiple: of which the run planned its batches' rows; 0: it starts now, on this mesh.
     """
+    bucket.pull(directory)  # the tokenizer that the process that leads has learned
     ids = assemble.open_tokenizer(config, directory, say)
+    bucket.publish(directory)
     model = assemble.build_model(config, ids)
     tx = optim.build(config.optim, config.train.steps, config.model.width)
     like, shardings = init_state(config, model, tx, mesh)
@@ -192,6 +195,7 @@ def first_state(config: Config, parts: Parts, mesh, checkpoints, say) -> tuple[T
     evaluations since, the last BLEU, which data and tokenizer it is bound to, of what its batches'
     rows are a multiple, when it began and how many seconds of training are in the state."""
     bound = {"data": parts.batches.pairs.fingerprint, "tokenizer": parts.ids.fingerprint}
+    hosts.agree(bound, "the text has to be the same on all hosts")
     begun = {"multiple": parts.batches.multiple, "began": time.time(), "productive": 0.0}
     if checkpoints.steps:
         state, memory = checkpoints.restore(parts.like)
@@ -212,17 +216,12 @@ def first_state(config: Config, parts: Parts, mesh, checkpoints, say) -> tuple[T
     return state, {"best": None, "stale": 0, "bleu": None} | begun | bound
 
 
-def train(
-    config: Config,
-    directory: str,
-    provenance: dict | None = None,
-    profile: tuple[int, int] | None = None,
-) -> dict:
+def train(config: Config, directory: str, provenance: dict | None = None, profile=()) -> dict:
     """Train in a workdir, from its last checkpoint if it has one.
 
     Args:
       provenance: of this start, for `workdir.prepare`.
-      profile: the first and the last step to trace; nothing is to be evaluated or saved between.
+      profile: the first and the last step to trace; nothing should be evaluated or saved between.
 
     Returns:
       A summary: the last step, its loss, and how many programs were compiled for the step.
@@ -235,11 +234,12 @@ def train(
     values = {"tfx": tfx.__version__} | configs.flatten(configs.to_dict(config))
     hosts.agree(values, "start all of them with the same tfx and config")
     mesh, directory = hosts.in_turn(lambda: claim(config, directory, provenance))
-    start = {f"{directory}/starts.jsonl": workdir.last_start(directory)}
+    start = {f"{bucket.home(directory)}/starts.jsonl": workdir.last_start(directory)}
     hosts.agree(start, "the workdir has to be one directory, shared by all of them")
     keep = dataclasses.asdict(config.checkpoint)
     keep.pop("every")
     with (
+        bucket.published(directory),
         jax.set_mesh(mesh),
         hosts.stop_requests() as stopping,
         metrics.Screen(config.train.steps, quiet=not hosts.leads()) as screen,
@@ -254,7 +254,7 @@ def train(
         mine = directory if hosts.leads() else None
         with (
             metrics.Writer(mine, int(state.step)) as writer,
-            metrics.Profile(mine, profile, screen.say) as trace,
+            metrics.Profile(mine, bucket.home(directory), profile, screen.say) as trace,
         ):
             shown = writer, screen, trace
             return _loop(config, parts, mesh, state, memory, validate, checkpoints, shown, stopping)
@@ -263,11 +263,12 @@ def train(
 def claim(config: Config, directory: str, provenance: dict | None) -> tuple[Any, Path]:
     """The mesh, and the workdir, taken up by the process that leads; before anything is built."""
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
-    path = workdir.check(directory, config)
+    workdir.check(directory, config)
     # A start whose text is not there leaves no workdir behind.
     for split in ("train", "valid") if config.eval.every or config.eval.bleu_every else ("train",):
         assemble.corpora(config, split)
-    return mesh, workdir.prepare(directory, config, provenance) if hosts.leads() else path
+    take = partial(workdir.prepare, config=config, provenance=provenance)
+    return mesh, (take if hosts.leads() else bucket.local)(directory)
 
 
 def _loop(config, parts, mesh, state, memory, validate, checkpoints, shown, stopping) -> dict:
@@ -447,7 +448,7 @@ def dry_run(config: Config, directory: str | None = None) -> None:
         tempfile.TemporaryDirectory() as scratch,
         metrics.Screen(config.train.steps, quiet=not hosts.leads()) as screen,
     ):
-        where = Path(scratch if directory is None else directory)
+        where = bucket.local(scratch if directory is None else directory)
         where.mkdir(parents=True, exist_ok=True)
         parts = hosts.in_turn(lambda: put_together(config, where, mesh, screen.say))
         table = Table("parameter", "shape", "numbers", "over the mesh", box=None, pad_edge=False)

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from tfx import assemble, checkpoint, decode, models, sharding, workdir
+from tfx import assemble, bucket, checkpoint, decode, models, sharding, workdir
 from tfx.data import tokenizer as tokenizers
 from tfx.data.tokenizer import Tokenizer
 from tfx.objectives import OBJECTIVES
@@ -199,7 +199,7 @@ def load(directory: str | Path | Sequence, step: int | None = None, average: int
       ValueError: tokenizers of an ensemble differ; no such step.
     """
     directories = [directory] if isinstance(directory, str | Path) else list(directory)
-    runs = [_load_one(Path(d), step, average) for d in directories]
+    runs = [_load_one(bucket.local(d), step, average) for d in directories]
     for path, run in zip(directories, runs, strict=True):
         if run.tokenizer.fingerprint != runs[0].tokenizer.fingerprint:
             raise ValueError(f"{path}: its tokenizer is not that of {directories[0]}; no ensemble")
@@ -212,13 +212,12 @@ def average(directory: str | Path, out: str | Path, last: int = 0, best: int = 0
     Args:
       last, best: how many, by step or by validation value.
     """
-    directory, out = Path(directory), Path(out)
-    if (out / "checkpoints").exists():
+    if (bucket.place(out) / "checkpoints").exists():
         raise ValueError(f"{out}: has checkpoints already; choose another --out")
-    run = _load_one(directory, None, last, best)
-    workdir.prepare(out, run.config)
-    run.tokenizer.save(out)
-    with checkpoint.Checkpoints(out) as saved:
+    run = _load_one(bucket.local(directory), None, last, best)
+    made = workdir.prepare(out, run.config)
+    run.tokenizer.save(made)
+    with checkpoint.Checkpoints(made) as saved:
         saved.save_weights(run.step, run.params, {"tokenizer": run.tokenizer.fingerprint})
     print(f"{out}: step {run.step:,}, the mean of {last or best} checkpoints of {directory}")
 

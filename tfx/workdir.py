@@ -4,7 +4,8 @@
     overrides.txt    the `--config.KEY=VALUE` of the last start
     starts.jsonl     a line per start: when, how, with which versions and git revision
 
-A config file is never copied here and never executed from here.
+A config file is never copied here and never executed from here. A workdir may lie in a bucket:
+then `prepare` returns its mirror on this machine (tfx/bucket.py).
 """
 
 import datetime
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tfx
+from tfx import bucket
 from tfx import config as configs
 from tfx.schema import Config
 
@@ -33,13 +35,14 @@ def prepare(
       provenance: how the run was started: `argv`, a list, and `overrides`, {key: value}.
 
     Returns:
-      The absolute path.
+      The absolute path; of a URL, that of a mirror.
 
     Raises:
       ValueError: the directory cannot be written, or holds another run; see
         `tfx.config.MAY_CHANGE` for what may differ.
     """
-    path = check(directory, config)
+    check(directory, config)
+    path = bucket.local(directory).absolute()
     provenance = {"argv": [], "overrides": {}} | (provenance or {})
     overrides = as_arguments(provenance["overrides"])
     start = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
@@ -52,25 +55,20 @@ def prepare(
             file.write(json.dumps(start | versions()) + "\n")
     except OSError as error:
         raise ValueError(f"{path}: cannot write here ({error.strerror})") from error
+    bucket.publish(path)
     return path
 
 
-def check(directory: str | os.PathLike, config: Config) -> Path:
-    """The absolute path, where `prepare` would accept the directory; nothing is written."""
-    if "://" in str(directory):
-        raise ValueError(
-            f"{directory}: a workdir is a local or mounted directory, not a URL, for files in it "
-            "are appended to and mapped into memory; mount the bucket, as Cloud Storage FUSE does"
-        )
-    path = Path(directory).expanduser().absolute()
+def check(directory: str | os.PathLike, config: Config) -> None:
+    """Raises what `prepare` would raise; nothing is written."""
+    path = bucket.home(directory)
     if not (path / "config.json").exists():
-        return path
+        return
     old, new = configs.decides(read_config(path)), configs.decides(config)
     if differ := configs.diff(old, new):
         shown = "; ".join(f"{key} was {a}, is {b}" for key, a, b in differ[:5])
         more = f"; and {len(differ) - 5} more" if len(differ) > 5 else ""
         raise ValueError(f"{path}: holds another run: {shown}{more}; choose another workdir")
-    return path
 
 
 def last_start(directory: str | os.PathLike) -> str:
@@ -86,7 +84,7 @@ def read_config(directory: str | os.PathLike) -> Config:
       FileNotFoundError: there is no run.
       ValueError: the file is damaged, or of a version with other keys.
     """
-    path = Path(directory) / "config.json"
+    path = bucket.place(directory) / "config.json"
     try:
         return configs.from_json(path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -97,7 +95,7 @@ def read_config(directory: str | os.PathLike) -> Config:
 
 def read_overrides(directory: str | os.PathLike) -> list[str]:
     """The keys that the command line changed at the last start."""
-    path = Path(directory) / "overrides.txt"
+    path = bucket.place(directory) / "overrides.txt"
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
     return [line.removeprefix("--config.").partition("=")[0] for line in lines]
 
@@ -110,7 +108,7 @@ def as_arguments(overrides: dict[str, Any]) -> Iterable[str]:
 
 def find(root: str | os.PathLike) -> list[Path]:
     """The workdirs in a directory, or the directory itself if it is one."""
-    root = Path(root)
+    root = bucket.place(root)
     if (root / "config.json").exists():
         return [root]
     if found := sorted(path.parent for path in root.glob("*/config.json")):
@@ -120,8 +118,11 @@ def find(root: str | os.PathLike) -> list[Path]:
 
 def progress(directory: str | os.PathLike) -> tuple[int, dict[str, Any] | None]:
     """The step of the last checkpoint (0: none), and the last BLEU row of scores.jsonl."""
-    path = Path(directory)
-    steps = [int(p.name) for p in path.glob("checkpoints/*") if p.name.isdigit()]
+    path = bucket.place(directory)
+    # In a bucket, one that is being written has its name already; this file comes last.
+    whole = lambda saved: isinstance(saved, Path) or (saved / "commit_success.txt").exists()
+    found = [saved for saved in path.glob("checkpoints/*") if saved.name.isdigit()]
+    steps = [int(saved.name) for saved in found if whole(saved)]
     scores = path / "scores.jsonl"
     lines = scores.read_text("utf-8").splitlines() if scores.exists() else []
     rows = [row for row in map(json.loads, lines) if row["metric"] == "bleu"]

@@ -4,6 +4,7 @@ libtpu compiles for any TPU topology on any machine; nothing is run, and no data
 compiles, `show` puts what was learned on one page, and docs/plan.md says how to read it.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import itertools
@@ -26,6 +27,14 @@ from tfx.lab import collectives
 from tfx.objectives import OBJECTIVES
 
 KNOWN = ("cpu", "v4:2x2x2", "v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v6e:4x4", "tpu7x:2x2x1")
+# The largest slice of each generation; asked for a larger one, libtpu aborts the whole process.
+LARGEST = {
+    "v4": (16, 16, 16),
+    "v5e": (16, 16),
+    "v5p": (16, 20, 28),
+    "v6e": (16, 16),
+    "tpu7x": (16, 24, 24),
+}
 LENGTH = 64  # of source and target, unless the shape is given
 
 
@@ -95,10 +104,11 @@ def devices(topology: str) -> list:
     """
     if topology == "cpu":
         return jax.devices("cpu")
-    generation, _, size = topology.partition(":")
-    generations = {known.partition(":")[0] for known in KNOWN} - {"cpu"}
-    if generation not in generations or not re.fullmatch(r"\d+(x\d+){1,2}", size):
-        raise ValueError(f'topology "{topology}": want one such as {", ".join(KNOWN)}')
+    generation, _, shape = topology.partition(":")
+    known, most = f"want one such as {', '.join(KNOWN)}", LARGEST.get(generation, ())
+    if not (most and _is_slice(shape, most)):
+        limits = f"at most {'x'.join(map(str, most))}, the first two sizes even; " if most else ""
+        raise ValueError(f'topology "{topology}": {limits}{known}')
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             f"topology {topology}: TPU programs are compiled by libtpu, which is not installed; "
@@ -118,8 +128,16 @@ def devices(topology: str) -> list:
         return list(topologies.get_topology_desc(topology, "tpu", **one).devices)
     except jax.errors.JaxRuntimeError as error:
         why = str(error).partition("\n")[0]
-        known = f"; want one such as {', '.join(KNOWN)}" if "INVALID_ARGUMENT" in why else ""
-        raise ValueError(f'topology "{topology}": {why}{known}') from None
+        raise ValueError(f'topology "{topology}": {why}; {known}') from None
+
+
+def _is_slice(shape: str, most: tuple[int, ...]) -> bool:
+    """Whether it is 4x4x8, or such; a host holds 2 x 2 chips."""
+    if not re.fullmatch(r"\d+(x\d+)*", shape):
+        return False
+    sizes = [int(size) for size in shape.split("x")]
+    within = all(1 <= n <= limit for n, limit in zip(sorted(sizes), most, strict=False))
+    return len(sizes) == len(most) and within and not any(n % 2 for n in sizes[:2])
 
 
 def plan(
@@ -162,21 +180,27 @@ def sweep_mesh(
     """A plan for every way to cut a model over data, fsdp and tensor that divides its sizes and
     the batch; those that fit first, the fastest first."""
     there, plans = devices(topology), []
-    sizes = [n for n in range(1, len(there) + 1) if len(there) % n == 0]
-    for fsdp, tensor in itertools.product(sizes, sizes):
-        change = {"mesh.data": -1, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
-        try:
-            mesh = _mesh(_changed(config, change), there)
-            rows = _rows(config, decode, shape)
-            if rows < sharding.batch_parts(mesh) * (1 if decode else config.train.accum):
-                continue
-            plans.append(_plan(_changed(config, change), topology, there, decode, shape))
-        except sharding.Misfit:
-            continue
+    tried = list(_cuts(config, there, decode, shape))
+    say(f"{len(tried)} meshes divide the model and the batch\n{HEAD}")
+    for config in tried:
+        plans.append(_plan(config, topology, there, decode, shape))
         say(_row(plans[-1]))
     sent = lambda p: sum(c.sent for c in p.traffic.collectives) if p.traffic else math.inf
     each = lambda p: (p.seconds or math.inf) / p.shape[0]
     return sorted(plans, key=lambda p: (not p.fits, each(p), sent(p), p.memory))
+
+
+def _cuts(config: Config, there: list, decode: bool, shape) -> Iterator[Config]:
+    """The config on every mesh over data, fsdp and tensor that divides its sizes and the batch."""
+    sizes = [n for n in range(1, len(there) + 1) if len(there) % n == 0]
+    for fsdp, tensor in itertools.product(sizes, sizes):
+        cut = _changed(config, {"mesh.data": -1, "mesh.fsdp": fsdp, "mesh.tensor": tensor})
+        with contextlib.suppress(sharding.Misfit):
+            mesh = _mesh(cut, there)
+            _shape(cut, mesh, decode, shape)
+            parts = sharding.batch_parts(mesh) * (1 if decode else config.train.accum)
+            if _rows(config, decode, shape) >= parts:
+                yield cut
 
 
 def show(plan: Plan) -> str:
@@ -209,9 +233,24 @@ def show(plan: Plan) -> str:
 
 
 def table(plans: list[Plan]) -> str:
-    """What `sweep_mesh` found, a plan a line."""
-    head = f"{'data':>5}{'fsdp':>6}{'tensor':>8}{'memory':>12}{'sent':>12}{'step':>11}  bound by"
-    return "\n".join([head, *map(_row, plans)])
+    """What `sweep_mesh` found, a plan a line, and how to take the first."""
+    if not plans:
+        return "no mesh divides the model and the batch; see --shape and batch.tokens"
+    p = plans[0]
+    cuts = " ".join(f"--config.mesh.{axis}={p.mesh[axis]}" for axis in ("data", "fsdp", "tensor"))
+    lines = [
+        f"{p.program} on {p.topology}: {p.devices} x {p.kind}, compiled, not run",
+        "",
+        "settings      " + ", ".join(f"{key}={value}" for key, value in p.settings.items()),
+        f"parameters    {p.parameters:,}",
+        f"batch         rows x ({p.shape[1]} + {p.shape[2]}) tokens",
+        "",
+        HEAD,
+        *map(_row, plans),
+        "",
+        "memory, sent: of one device; step, MFU: as if all overlaps; in order of step / rows",
+    ]
+    return "\n".join(lines + [f"the first: {cuts}"] * p.fits)
 
 
 def to_json(plan: Plan) -> str:
@@ -431,12 +470,15 @@ def _roofline(p: Plan) -> list[str]:
     ]
 
 
+HEAD = " data  fsdp  tensor    rows      memory        sent        step     MFU  bound by"
+
+
 def _row(p: Plan) -> str:
     sent = _size(sum(c.sent for c in p.traffic.collectives)) if p.traffic else "-"
-    step, bound = (_time(p.seconds), max(p.times, key=p.times.get)) if p.times else ("-", "")
-    cells = f"{p.mesh['data']:>5}{p.mesh['fsdp']:>6}{p.mesh['tensor']:>8}"
-    verdict = bound if p.fits else "does not fit"
-    return f"{cells}{_size(p.memory):>12}{sent:>12}{step:>11}  {verdict}"
+    step, mfu = _time(p.seconds) if p.times else "-", f"{p.mfu:.1%}" if p.mfu else "-"
+    verdict = max(p.times, key=p.times.get, default="") if p.fits else "does not fit"
+    cells = f"{p.mesh['data']:>5}{p.mesh['fsdp']:>6}{p.mesh['tensor']:>8}{p.shape[0]:>8,}"
+    return f"{cells}{_size(p.memory):>12}{sent:>12}{step:>12}{mfu:>8}  {verdict}".rstrip()
 
 
 def _size(count: float) -> str:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from tfx.models import bart, bert, distilbert, marian, roberta, transformer
+from tfx.models import bart, bert, distilbert, gpt, gpt2, marian, roberta, t5, transformer, xlnet
 
 MODELS = {
     "transformer": transformer,
@@ -17,6 +17,10 @@ MODELS = {
     "bert": bert,
     "roberta": roberta,
     "distilbert": distilbert,
+    "gpt": gpt,
+    "gpt2": gpt2,
+    "xlnet": xlnet,
+    "t5": t5,
 }
 
 

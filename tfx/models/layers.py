@@ -13,6 +13,7 @@ from tfx.nn.kernels import SCALES, Visible
 from tfx.nn.mlp import Mlp
 from tfx.nn.norm import NORMS
 from tfx.nn.position import Bias, Positions
+from tfx.nn.relative import RelativeAttention
 
 Positive = Annotated[int, "x >= 1"]
 Count = Annotated[int, "x >= 0"]
@@ -75,6 +76,11 @@ def check(config: Layers) -> None:
         )
     if c.position == "rotary" and key_width(c) % 2:
         raise ValueError(f"model.position = 'rotary' turns pairs: heads of {key_width(c)} are odd")
+    if c.position == "xlnet" and c.attention not in SCALES:
+        raise ValueError(
+            f"model.position = 'xlnet' adds to products of queries and keys, which model.attention "
+            f"= '{c.attention}' has not; set that to {' or '.join(SCALES)}"
+        )
     try:
         remat_policy(c.remat)
     except ValueError as error:
@@ -100,17 +106,14 @@ def value_width(config: Layers) -> int:
 def attention(config: Layers):
     """Makes one attention of a config."""
     c = config
-    return partial(
-        Attention,
-        c.heads,
-        key_width(c),
-        value_width(c),
-        score=c.attention,
-        dropout=c.attention_dropout,
-        bias=c.attention_bias,
-        kernel=c.kernel,
-        rotary=c.position == "rotary",
-    )
+    sizes = c.heads, key_width(c), value_width(c)
+    rest = dict(score=c.attention, dropout=c.attention_dropout, bias=c.attention_bias)
+    plain = partial(Attention, *sizes, **rest, kernel=c.kernel, rotary=c.position == "rotary")
+    if c.position != "xlnet":
+        return plain
+    relative = partial(RelativeAttention, *sizes, **rest)
+    # What reads another text is at no distance from it.
+    return lambda rotary=True, **own: relative(**own) if rotary else plain(rotary=False)
 
 
 def positions(config: Layers) -> Positions:
@@ -138,16 +141,18 @@ def parallel(t, mask_BWS) -> Visible:
     return Visible(allowed_B1TS=mask_BWS[:, None], queries_BT=places[0], keys_BS=places[1])
 
 
-def stack(config: Layers, causal: bool = False, cross: bool = False) -> Stack:
+def stack(
+    config: Layers, causal=False, cross=False, kind: type[Stack] = Stack, block=Block, **parts
+) -> Stack:
     """The stack of a config.
 
     Args:
       causal: nothing sees what comes after it, so that relative positions need look back alone.
       cross: every layer reads a memory.
+      kind, block, parts: a family's own stack, block and parts of a block, where it has some.
     """
     c = config
-    block = partial(
-        Block,
+    usual = dict(
         attention=attention(c),
         mlp=partial(Mlp, c.mlp, c.activation, c.mlp_dropout, c.mlp_bias),
         norm=norm(c),
@@ -155,10 +160,11 @@ def stack(config: Layers, causal: bool = False, cross: bool = False) -> Stack:
         dropout=c.dropout,
         cross=cross,
     )
+    block = partial(block, **usual | parts)
     last = c.final_norm == "on" or (c.final_norm == "auto" and c.norm == "pre")
     table = c.position_buckets, c.position_furthest
     bias = partial(Bias, c.position, c.heads, *table, both_ways=not causal)
-    return Stack(
+    return kind(
         *(block, c.depth, c.width, norm(c) if last else None),
         *(c.scan, c.remat, c.layerdrop),
         bias=bias if c.position in ("t5", "alibi") else None,

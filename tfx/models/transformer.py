@@ -44,7 +44,7 @@ class Config(Layers):
     decoder_depth: Count = 0  # 0: as the encoder; the same of the two below
     decoder_heads: Count = 0
     decoder_mlp: Count = 0
-    tie: Literal["all", "decoder", "none"] = "all"  # which embeddings are one table
+    tie: Literal["all", "inputs", "decoder", "none"] = "all"  # which embeddings are one table
     scale_embeddings: bool = True  # by sqrt(width)
     output_bias: bool = False  # on the logits
     source_vocab: int = dataclasses.field(default=0, metadata=RUNTIME)
@@ -81,10 +81,10 @@ def check(config: Config) -> None:
     """Raise a ValueError where fields do not fit each other."""
     layers.check(config)
     layers.check(decoder(config))
-    if config.tie == "all" and config.source_vocab not in (0, config.vocab):
+    if config.tie in ("all", "inputs") and config.source_vocab not in (0, config.vocab):
         raise ValueError(
-            "model.tie = 'all' needs one vocabulary: set tokenizer.joint = true, or model.tie = "
-            "'decoder'"
+            f"model.tie = '{config.tie}' needs one vocabulary: set tokenizer.joint = true, or "
+            "model.tie = 'decoder'"
         )
 
 
@@ -115,10 +115,9 @@ class Transformer(nn.Module):
         scale = c.width**0.5 if c.scale_embeddings else 1.0
         embed = partial(Embed, width=c.width, scale=scale, dtype=c.dtype)
         self.target_embed = embed(c.vocab)
-        self.source_embed = (
-            self.target_embed if c.tie == "all" else embed(c.source_vocab or c.vocab)
-        )
-        self.unembed = embed(c.vocab) if c.tie == "none" else self.target_embed
+        one = c.tie in ("all", "inputs")
+        self.source_embed = self.target_embed if one else embed(c.source_vocab or c.vocab)
+        self.unembed = embed(c.vocab) if c.tie in ("inputs", "none") else self.target_embed
         self.positions = layers.positions(c)
         if c.position == "learned":
             self.target_positions = layers.positions(c)

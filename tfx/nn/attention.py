@@ -145,7 +145,7 @@ class Attention(nn.Module):
         k_BSHK, v_BSHK = keys_values.k_BHSK.swapaxes(1, 2), keys_values.v_BHSK.swapaxes(1, 2)
         kernel = self._kernel(q_BTHK, k_BSHK, v_BSHK, mask, train)
         if kernel == "xla":
-            scores_BHTS = SCORES[self.score](self, q_BTHK, k_BSHK)
+            scores_BHTS = self.scores(q_BTHK, k_BSHK, mask, x_BTD.shape[-1])
             if mask.bias_BHTS is not None:
                 scores_BHTS += mask.bias_BHTS
             mask_B1TS = mask.mask(q_BTHK.shape[1], k_BSHK.shape[1])
@@ -159,6 +159,10 @@ class Attention(nn.Module):
             y_BTHK = kernels.run(kernel, q_BTHK, k_BSHK, v_BSHK, segments, scale)
         out = Linear("BTHK,HKD->BTD", {"D": x_BTD.shape[-1]}, self.bias, name="out")
         return out(y_BTHK)
+
+    def scores(self, q_BTHK, k_BSHK, mask: Visible, width: int) -> jax.Array:
+        """How well each key matches each query [B, H, T, S]; `width` is that of x."""
+        return SCORES[self.score](self, q_BTHK, k_BSHK)
 
     def _turned(self, x_BTHK, positions_BT):
         if not self.rotary:

@@ -91,6 +91,13 @@ class Block(nn.Module):
         """Keys and values of a memory, for the cross-attention."""
         return self.cross_attention.keys_values(memory_BSD)
 
+    def look_back(self, y_BTD, mask, cache, slot, train):
+        """Self-attention, and the cache after it."""
+        seen = self.self_attention.keys_values(y_BTD, Visible.of(mask).queries_BT)
+        if cache is not None:
+            cache = seen = cache.write(seen, slot)
+        return self.self_attention(y_BTD, seen, mask, train), cache
+
     def __call__(self, x_BTD, mask, memory=None, memory_mask=None, cache=None, slot=0, train=False):
         """One layer.
 
@@ -111,10 +118,8 @@ class Block(nn.Module):
 
         def look_back(y_BTD):
             nonlocal cache
-            seen = self.self_attention.keys_values(y_BTD, Visible.of(mask).queries_BT)
-            if cache is not None:
-                cache = seen = cache.write(seen, slot)
-            return self.self_attention(y_BTD, seen, mask, train)
+            y_BTD, cache = self.look_back(y_BTD, mask, cache, slot, train)
+            return y_BTD
 
         def look_across(y_BTD):
             seen = memory if isinstance(memory, KeyValues) else self.read(memory)
@@ -174,7 +179,8 @@ class Stack(nn.Module):
 
     def __call__(self, x_BTD, mask, memory=None, memory_mask=None, cache=None, slot=0, train=False):
         """All layers; see `Block`. `cache`, and `memory` if it comes from `read`, are tuples
-        with one entry a layer; layers are then always unrolled."""
+        with one entry a layer; layers are then always unrolled. A cache that is one array has a
+        leading axis N."""
         if self.bias is not None:
             mask = self._biased(Visible.of(mask), x_BTD, cache)
         if self.is_initializing():  # all parameters are there: no layer needs to be run
@@ -200,9 +206,9 @@ class Stack(nn.Module):
         if policy is not None and train:
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=not self.scan)
         per_layer = isinstance(memory, tuple)
-        if self.scan and cache is None and not per_layer:
-            step = lambda x_BTD, inputs: layer(x_BTD, (*inputs, memory, None))
-            x_BTD, (_, sown) = lax.scan(step, x_BTD, (self.layers, keys))
+        if self.scan and not isinstance(cache, tuple) and not per_layer:
+            step = lambda x_BTD, inputs: layer(x_BTD, (*inputs[:2], memory, inputs[2]))
+            x_BTD, (cache, sown) = lax.scan(step, x_BTD, (self.layers, keys, cache))
         else:
             collected, caches = [], []
             for n, params in enumerate(unstack(self.layers, self.depth)):
@@ -227,10 +233,13 @@ class Stack(nn.Module):
         return x_BTD, cache
 
     def _biased(self, mask: Visible, x_BTD, cache) -> Visible:
-        places = lambda given, count: jnp.arange(count)[None] if given is None else given
-        slots = x_BTD.shape[1] if cache is None else cache[0].k_BHSK.shape[2]
-        queries_BT = places(mask.queries_BT, x_BTD.shape[1])
-        return mask.replace(bias_BHTS=self.distance(queries_BT, places(mask.keys_BS, slots)))
+        queries_BT, keys_BS = mask.queries_BT, mask.keys_BS
+        if queries_BT is None:
+            queries_BT = jnp.arange(x_BTD.shape[1])[None]
+        if keys_BS is None:
+            slots = x_BTD.shape[1] if cache is None else cache[0].k_BHSK.shape[2]
+            keys_BS = jnp.arange(slots)[None]
+        return mask.replace(bias_BHTS=self.distance(queries_BT, keys_BS))
 
 
 def unstack(tree, count: int) -> list:

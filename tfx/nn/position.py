@@ -1,6 +1,8 @@
 """Where in the sequence a token stands: what is added to embeddings (`Positions`) or to attention
 scores (`Bias`), and by how much queries and keys are turned (`rotate`)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,23 +80,27 @@ def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, base: float = 10000.0) ->
     return turned.reshape(x_BTHK.shape)
 
 
-def bucket(distance, buckets: int, furthest: int, both_ways: bool) -> jax.Array:
+def bucket(distance: np.ndarray, buckets: int, furthest: int, both_ways: bool) -> np.ndarray:
     """Which of `buckets` each distance (key - query) belongs to: Raffel et al. (2020), 2.1.
 
     Half of the buckets hold one distance each, the others grow by equal factors up to `furthest`
     and hold what lies beyond. `both_ways`: half of all are for keys behind the query; otherwise
     those keys share the bucket of distance 0.
+
+    In NumPy: where a bucket begins at a whole distance, its side is decided by how the logarithm
+    is rounded, which compilers do otherwise than the authors' float32.
     """
     behind = 0
     if both_ways:
         buckets //= 2
-        behind, distance = (distance > 0) * buckets, jnp.abs(distance)
+        behind, distance = (distance > 0) * buckets, np.abs(distance)
     else:
-        distance = jnp.maximum(-distance, 0)
+        distance = np.maximum(-distance, 0)
     exact = buckets // 2
-    growth = jnp.log(jnp.maximum(distance, 1) / exact) / np.log(furthest / exact)
-    far = exact + (growth * (buckets - exact)).astype(jnp.int32)
-    return behind + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
+    factor = np.maximum(distance, 1).astype(np.float32) / np.float32(exact)
+    growth = np.log(factor) / np.float32(math.log(furthest / exact))
+    far = exact + (growth * np.float32(buckets - exact)).astype(np.int32)
+    return behind + np.where(distance < exact, distance, np.minimum(far, buckets - 1))
 
 
 def slopes(heads: int) -> np.ndarray:
@@ -129,5 +135,7 @@ class Bias(nn.Module):
             return -slopes_H11 * jnp.abs(distance_BTS)[:, None]
         shape = (self.buckets, self.heads)
         table_SH = parameter(self, "embedding", initializers.normal(0.02), "SH", shape)
-        found_BTS = bucket(distance_BTS, self.buckets, self.furthest, self.both_ways)
-        return jnp.moveaxis(table_SH[found_BTS], -1, 1)
+        most = 2 * self.furthest  # beyond `furthest`, however that is rounded, nothing changes
+        each_S = bucket(np.arange(-most, most + 1), self.buckets, self.furthest, self.both_ways)
+        found_BTSH = jnp.take(table_SH[each_S], distance_BTS + most, axis=0, mode="clip")
+        return jnp.moveaxis(found_BTSH, -1, 1)
