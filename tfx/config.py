@@ -170,6 +170,9 @@ def of_hardware(config: ConfigDict, kind: str) -> list[str]:
 # --------------------------------------------------- from a dict to dataclasses
 
 
+TRAINED = ("seq2seq",)  # the objectives that a config can ask for
+
+
 def freeze(config: Mapping[str, Any]) -> Config:
     """Check everything and turn the dict into dataclasses. Keys left out: their default.
 
@@ -178,16 +181,23 @@ def freeze(config: Mapping[str, Any]) -> Config:
         values that do not fit each other; one line, with the full key.
     """
     given = flatten(config)
-    family = _family(given.get("model.name", "transformer"))
+    name = given.get("model.name", "transformer")
+    family = _family(name)
+    if "source" not in family.MODEL.INPUTS:
+        from tfx.models import MODELS
+
+        choices = ", ".join(n for n, each in MODELS.items() if "source" in each.MODEL.INPUTS)
+        raise ValueError(
+            f'model.name = "{name}": objective.name = "seq2seq" needs an encoder and a decoder; '
+            f"choose from {choices}"
+        )
     known = flatten(to_dict(Config(family.Config())))
     for key in (key for key in given if key not in known):
         raise ValueError(_no_such_key(key, known))
     frozen = _build(Config, {"model": family.Config}, given, "")
     family.check(frozen.model)
-    from tfx.objectives import OBJECTIVES
-
-    if frozen.objective.name not in OBJECTIVES:
-        choices = ", ".join(OBJECTIVES)
+    if frozen.objective.name not in TRAINED:
+        choices = ", ".join(TRAINED)
         raise ValueError(f'objective.name = "{frozen.objective.name}": choose from {choices}')
     for misfit in misfits(frozen):
         raise ValueError(misfit)
