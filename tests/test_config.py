@@ -105,7 +105,7 @@ def test_a_wrong_value_is_named_with_its_key_and_the_nearest_right_one(values, e
         (dict(objective__name="mlm"), 'objective.name = "mlm": choose from seq2seq'),
         (
             dict(model__name="bert"),
-            'model.name = "bert": objective.name = "seq2seq" needs an encoder and a decoder; choose',
+            'model.name = "bert": objective.name = "seq2seq" needs an encoder and a decoder; ',
         ),
         (dict(eval__monitor="bleu"), "eval.monitor = bleu: needs eval.bleu_every above 0"),
         (dict(eval__every=0, eval__patience=3), "eval.patience = 3: needs eval.every"),

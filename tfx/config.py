@@ -183,10 +183,10 @@ def freeze(config: Mapping[str, Any]) -> Config:
     given = flatten(config)
     name = given.get("model.name", "transformer")
     family = _family(name)
-    if "source" not in family.MODEL.INPUTS:
+    if not _translates(family):
         from tfx.models import MODELS
 
-        choices = ", ".join(n for n, each in MODELS.items() if "source" in each.MODEL.INPUTS)
+        choices = ", ".join(n for n, each in MODELS.items() if _translates(each))
         raise ValueError(
             f'model.name = "{name}": objective.name = "seq2seq" needs an encoder and a decoder; '
             f"choose from {choices}"
@@ -241,6 +241,10 @@ def _family(name: Any):
     if not isinstance(name, str) or name not in MODELS:
         raise ValueError(f"model.name = {_show(name)}: choose from {', '.join(MODELS)}")
     return MODELS[name]
+
+
+def _translates(family) -> bool:
+    return "source" in family.MODEL(family.Config()).INPUTS
 
 
 def _settable(cls: type) -> list[dataclasses.Field]:
