@@ -81,31 +81,61 @@ def recomputed(config, shape: Shape) -> int:
     return sum(parts[name] for name in again)
 
 
-def transformer(config, shape: Shape, beams: int) -> Counter:
-    """FLOPs of a forward pass, by part."""
-    (rows, source, target), c, parts = shape, config, Counter()
+def stack(config, tokens: int, length: int, memory: tuple[int, int] | None = None) -> Counter:
+    """FLOPs of the layers of a config, by part, over so many tokens in texts of a length; `memory`
+    gives both of what they read, if they do."""
+    c, parts = config, Counter()
     head = c.width // c.heads
     widths = c.heads * ((c.key_width or head) + (c.value_width or head))
-    sources, targets = rows * source, rows * beams * target  # tokens
-
-    def attend(layers: int, queries: int, keys: int, length: int) -> None:
-        parts["projections"] += layers * 2 * c.width * widths * (queries + keys)
-        parts["attention"] += layers * 2 * widths * queries * length
+    for keys, across in [(tokens, length)] + [memory] * (memory is not None):
+        parts["projections"] += c.depth * 2 * c.width * widths * (tokens + keys)
+        parts["attention"] += c.depth * 2 * widths * tokens * across
         if c.attention == "general":
-            parts["attention"] += layers * 2 * c.heads * queries * (c.key_width or head) ** 2
-
-    def feed(layers: int, tokens: int) -> None:
-        matrices = 3 if c.activation in GATED else 2
-        parts["mlp"] += layers * 2 * tokens * c.width * c.mlp * matrices
-
-    attend(c.depth, sources, sources, source)
-    feed(c.depth, sources)
-    layers = c.decoder_depth or c.depth
-    attend(layers, targets, targets, target)
-    attend(layers, targets, sources, source)
-    feed(layers, targets)
-    parts["logits"] += 2 * targets * c.width * c.vocab
+            parts["attention"] += c.depth * 2 * c.heads * tokens * (c.key_width or head) ** 2
+    if c.position == "xlnet":  # 2 * length distances, which rows share
+        keys = c.heads * (c.key_width or head)
+        parts["attention"] += c.depth * 2 * 2 * length * keys * (tokens + c.width)
+    matrices = 3 if c.activation in GATED else 2
+    parts["mlp"] += c.depth * 2 * tokens * c.width * c.mlp * matrices
     return parts
 
 
-FORMULAS = {models.transformer: transformer}
+def transformer(config, shape: Shape, beams: int) -> Counter:
+    """FLOPs of a forward pass, by part."""
+    rows, source, target = shape
+    sources, targets = rows * source, rows * beams * target  # tokens
+    parts = stack(config, sources, source)
+    parts += stack(models.transformer.decoder(config), targets, target, (sources, source))
+    return parts + Counter(logits=2 * targets * config.width * config.vocab)
+
+
+def t5(config, shape: Shape, beams: int) -> Counter:
+    """The same; heads but the language model's are next to nothing."""
+    if config.head in models.t5.ENCODER:
+        return stack(config, shape[0] * shape[1], shape[1])
+    parts = transformer(config, shape, beams)
+    return parts if config.head == "lm" else parts - Counter(logits=parts["logits"])
+
+
+def xlnet(config, shape: Shape, beams: int) -> Counter:
+    """The same. The source of a `shape` is the text, its target the number of tokens that the query
+    stream predicts, 0 if there is none. A memory is left out."""
+    rows, length, predicted = shape
+    parts = stack(config, rows * length, length)
+    if predicted:
+        again = stack(config, rows * length, length)
+        parts["projections"] += again["projections"] // 2  # keys and values are there
+        places = 2 * 2 * rows * predicted * length * config.width  # to the text and back
+        parts["attention"] += again["attention"] + config.depth * places
+        parts["mlp"] += again["mlp"] * predicted // length
+    logits = 2 * rows * (predicted or length) * config.width * config.vocab
+    return parts + Counter(logits=logits * (config.head == "lm"))
+
+
+FORMULAS = {
+    models.transformer: transformer,
+    models.marian: transformer,
+    models.bart: transformer,
+    models.t5: t5,
+    models.xlnet: xlnet,
+}

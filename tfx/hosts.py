@@ -93,8 +93,8 @@ def join(
             alone = re.match("coordinator_address should be|.* must be called before", str(error))
             if distributed == "on" or given or not alone:
                 raise ValueError(
-                    f"cannot join the run: {str(error).rstrip('.')}; give --coordinator=HOST:PORT, --num_processes "
-                    "and --process_id, or --distributed=off for a run of one process"
+                    f"cannot join the run: {str(error).rstrip('.')}; give --coordinator=HOST:PORT, "
+                    "--num_processes and --process_id, or --distributed=off for one process"
                 ) from error
 
 

@@ -1,4 +1,5 @@
-"""Sinusoids are the paper's; start, explicit positions and packing read the same table."""
+"""Sinusoids are the paper's; start, explicit positions and packing read the same table; what is
+relative sees distances alone."""
 
 import math
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from tfx.nn.position import Positions, sinusoid
+from tfx.nn.position import Bias, Positions, bucket, rotate, sinusoid, slopes
 
 FIXTURE = np.load(Path(__file__).parent.parent / "fixtures/numerics.npz")
 RANDOM = np.random.default_rng(0)
@@ -83,3 +84,81 @@ def test_none_adds_nothing_and_has_no_parameters():
     y_BTD, params = Positions("none", 4).init_with_output(jax.random.key(0), x_BTD)
     assert not params
     np.testing.assert_array_equal(y_BTD, x_BTD)
+
+
+# ------------------------------------------------------------------ distances
+
+
+@pytest.mark.parametrize(
+    "both_ways, starts",
+    [
+        # 16 a side: one for each of 0 .. 7, then by 16^(1/8), the square root of 2.
+        (True, [*range(8), 8, 12, 16, 23, 32, 46, 64, 91]),
+        # One for each of 0 .. 15, then by 8^(1/16), so that 2 is 16/3 buckets further.
+        (False, [*range(16), *np.ceil(16 * 8 ** (np.arange(16) / 16)).astype(int)]),
+    ],
+)
+def test_buckets_begin_where_the_paper_has_them(both_ways, starts):
+    """32 buckets up to a distance of 128, as all published models have them."""
+    far = np.arange(1000)
+    want = np.searchsorted(starts, far, side="right") - 1
+    np.testing.assert_array_equal(bucket(-far, 32, 128, both_ways), want)
+    ahead = want[1:] + 16 if both_ways else np.zeros(999)
+    np.testing.assert_array_equal(bucket(far[1:], 32, 128, both_ways), ahead)
+
+
+@pytest.mark.parametrize("buckets, furthest", [(4, 3), (9, 15), (12, 20), (32, 17), (64, 4096)])
+@pytest.mark.parametrize("both_ways", [True, False])
+def test_buckets_are_in_order_and_the_last_has_what_lies_beyond(buckets, furthest, both_ways):
+    found = bucket(-np.arange(3 * furthest), buckets, furthest, both_ways)
+    assert found[0] == 0 and (np.diff(found) >= 0).all()
+    a_side = buckets // 2 if both_ways else buckets
+    np.testing.assert_array_equal(found[: a_side // 2], np.arange(a_side // 2))
+    assert set(found[furthest + 1 :]) == {a_side - 1}
+
+
+@pytest.mark.parametrize("kind, both_ways", [("t5", True), ("t5", False), ("alibi", True)])
+def test_a_bias_is_of_the_distance_alone(kind, both_ways):
+    bias = Bias(kind, heads=3, buckets=8, furthest=10, both_ways=both_ways)
+    queries_BT, keys_BS = np.array([[0, 5, 30], [2, 2, 9]]), np.array([[0, 1, 60, 7], [9, 3, 2, 1]])
+    params = nn.unbox(bias.init(jax.random.key(0), queries_BT, keys_BS))
+    apply = jax.jit(bias.apply)
+    one_BHTS = apply(params, queries_BT, keys_BS)
+    assert one_BHTS.shape == (2, 3, 3, 4) and one_BHTS.dtype == jnp.float32
+    np.testing.assert_array_equal(apply(params, queries_BT + 1000, keys_BS + 1000), one_BHTS)
+    distance_BTS = keys_BS[:, None] - queries_BT[..., None]
+    if kind == "alibi":
+        assert not params
+        want_BHTS = -slopes(3)[:, None, None] * abs(distance_BTS)[:, None]
+    else:
+        table_SH = np.asarray(params["params"]["embedding"])
+        want_BHTS = np.moveaxis(table_SH[bucket(distance_BTS, 8, 10, both_ways)], -1, 1)
+    np.testing.assert_allclose(one_BHTS, want_BHTS, rtol=1e-6)
+
+
+def test_slopes_of_alibi():
+    """Of a power of two a geometric series; of others, what lies between is filled up."""
+    np.testing.assert_allclose(slopes(8), 0.5 ** np.arange(1, 9))
+    np.testing.assert_allclose(slopes(1), [2**-8])
+    np.testing.assert_allclose(slopes(6), [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3])
+
+
+def test_products_of_turned_vectors_see_the_distance_alone():
+    q_BTHK, k_BTHK = RANDOM.standard_normal((2, 1, 5, 2, 6)).astype(np.float32)
+    places_BT = np.array([[0, 1, 4, 9, 100]])
+
+    def scores(shift):
+        turned = [rotate(x, places_BT + shift) for x in (q_BTHK, k_BTHK)]
+        return jnp.einsum("BTHK,BSHK->BHTS", *turned)
+
+    np.testing.assert_allclose(scores(57), scores(0), atol=2e-4)
+    assert np.abs(scores(0) - jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BTHK)).max() > 0.1
+    np.testing.assert_array_equal(rotate(q_BTHK, np.zeros((1, 5), int)), q_BTHK)
+
+
+def test_each_pair_turns_by_its_angle():
+    x_BTHK = np.zeros((1, 1, 1, 4), np.float32)
+    x_BTHK[..., 0] = x_BTHK[..., 2] = 1
+    slow = 3 / 10000**0.5
+    want = [math.cos(3), math.sin(3), math.cos(slow), math.sin(slow)]
+    np.testing.assert_allclose(rotate(x_BTHK, np.array([[3]]))[0, 0, 0], want, rtol=1e-6)

@@ -200,7 +200,7 @@ def generate(found: pretrained.Pretrained, theirs: dict, width: int, settings: d
     rows, most = len(theirs["input_ids"]), s["max_new_tokens"]
     batch = models.family(model.config).FORMAT.batch(about, {**theirs, "decoder_input_ids": None})
     prompt = [] if about.get("is_encoder_decoder") else np.asarray(theirs["input_ids"])
-    begin_B = jnp.asarray(prompt[:, -1]) if len(prompt) else None
+    begin_B = jnp.asarray(prompt[:, -1], int) if len(prompt) else None
 
     def search(params, batch):
         apply, limit_B = partial(model.apply, {"params": params}), jnp.full(rows, most)
@@ -212,11 +212,10 @@ def generate(found: pretrained.Pretrained, theirs: dict, width: int, settings: d
     kept = s.get("num_return_sequences", 1)
     # A beam search fills with its end where 0 would be the padding.
     fill = pad if beams == 1 else pad or end
-    ids = np.full((rows, kept, width), fill)
-    ids[..., : width - most if len(prompt) else 1] = prompt[:, None] if len(prompt) else start
+    ids, first = np.full((rows, kept, width), fill), prompt.shape[1] if len(prompt) else 1
+    ids[..., :first] = prompt[:, None] if len(prompt) else start
     for row, n in np.ndindex(rows, kept):
         tokens = found.tokens_BWT[row, n, : found.lengths_BW[row, n]]
-        first = prompt.shape[1] if len(prompt) else 1
         ids[row, n, first : first + len(tokens)] = tokens[: width - first]
     return ids.reshape(-1, width), np.asarray(found.scores_BW[:, :kept]).ravel()
 

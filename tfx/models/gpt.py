@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import struct
 from jax.nn import initializers
 
 from tfx.models import hf, layers
 from tfx.models.layers import Layers
-from tfx.nn.block import Stack
+from tfx.nn.attention import KeyValues
+from tfx.nn.block import Block, Stack
 from tfx.nn.dropout import Dropout
 from tfx.nn.kernels import Visible
 from tfx.nn.linear import Embed, Linear, Product
@@ -214,6 +216,30 @@ FORMAT = hf.Format(
 )
 
 
+@struct.dataclass
+class Context:
+    """What decoding reads of prompts: per layer keys and values, once for all hypotheses, which of
+    them are there, where they stand, and where the last token of each stands."""
+
+    memory: tuple[KeyValues, ...]
+    mask_BS: jax.Array
+    places_BS: jax.Array
+    begin_B1: jax.Array
+
+
+class Reader(Block):
+    """A block that decodes behind a prompt: its cache is a pair then, that of the prompt, which
+    stays as it is, and its own."""
+
+    def look_back(self, y_BTD, mask, cache, slot, train):
+        if not isinstance(cache, tuple):
+            return super().look_back(y_BTD, mask, cache, slot, train)
+        prompt, own = cache
+        own = own.write(self.self_attention.keys_values(y_BTD, mask.queries_BT), slot)
+        seen = jax.tree.map(lambda *parts: jnp.concatenate(parts, 2), prompt, own)
+        return self.self_attention(y_BTD, seen, mask, train), (prompt, own)
+
+
 class ByDepth(Stack):
     """A stack whose attention scores are divided by the number of their layer, from 1 (Mistral's
     training of GPT-2, against overflow in float16)."""
@@ -244,7 +270,7 @@ class GPT(nn.Module):
         if c.embedding_norm:
             self.norm = layers.norm(c)()
         self.drop, self.head_drop = Dropout(c.embedding_dropout), Dropout(c.head_dropout)
-        self.decoder = layers.stack(c, causal=True, kind=ByDepth if c.by_depth else Stack)
+        self.decoder = layers.stack(c, True, kind=ByDepth if c.by_depth else Stack, block=Reader)
         if c.head in ("tokens", "span"):
             self.classifier = Linear("BTD,DL->BTL", {"L": c.classes if c.head == "tokens" else 2})
         if c.head == "classify" or (c.head == "choice" and c.summary_width != "none"):
@@ -316,22 +342,41 @@ class GPT(nn.Module):
 
     # Decoding, one position at a time: see tfx/decode.py.
 
-    def start(self, batch) -> dict:
-        """Nothing that decoding reads is there before the first token."""
-        return {}
+    def start(self, batch) -> Context:
+        """Read prompts `batch["ids"]` [B, P], padded on either side where `mask` is 0, but for
+        their last token: that is the one to begin with."""
+        ids_BS = batch["ids"]
+        mask_BS = batch.get("mask", jnp.ones_like(ids_BS)) > 0
+        places_BS = batch.get("positions", jnp.maximum(jnp.cumsum(mask_BS, -1) - 1, 0))
+        places_BS = jnp.broadcast_to(places_BS, ids_BS.shape)
+        seen = Visible(None, mask_BS, causal=True, queries_BT=places_BS, keys_BS=places_BS)
+        x_BSD = self._embed(ids_BS, places_BS, batch.get("types"))
+        _, memory = self.decoder(x_BSD, seen, cache=self.init_cache(*ids_BS.shape))
+        last_B1 = _last(mask_BS)[:, None]
+        mask_BS &= jnp.arange(ids_BS.shape[1]) < last_B1
+        begin_B1 = jnp.take_along_axis(places_BS, last_B1, -1)
+        return Context(memory, mask_BS, places_BS, begin_B1)
 
-    def init_cache(self, batch: int, slots: int):
-        """Empty keys and values of `slots` tokens, per layer."""
+    def init_cache(self, batch: int, slots: int) -> tuple[KeyValues, ...]:
+        """Empty keys and values of `slots` decoded tokens, per layer."""
         return layers.init_cache(self.config, batch, slots)
 
-    def step(self, tokens_BW, cache, t, mask_BWS, context):
-        """Logits [B, W, V] after W parallel tokens at position t, written to the cache's slots
-        t * W to t * W + W - 1; `mask_BWS` says which slots each may see."""
+    def step(self, tokens_BW, cache, t, mask_BWS, context: Context):
+        """Logits [B, W, V] after W parallel tokens, t positions behind the last of the prompt, and
+        the cache, where they are written to the slots t * W to t * W + W - 1; `mask_BWS` says
+        which slots each may see."""
+        W, c = tokens_BW.shape[1], context
         itself = layers.parallel(t, mask_BWS)
+        before_BWS = jnp.broadcast_to(c.mask_BS[:, None], (len(tokens_BW), W, c.mask_BS.shape[1]))
+        itself = Visible(
+            allowed_B1TS=jnp.concatenate([before_BWS, mask_BWS], -1)[:, None],
+            queries_BT=c.begin_B1 + itself.queries_BT,
+            keys_BS=jnp.concatenate([c.places_BS, c.begin_B1 + itself.keys_BS], -1),
+        )
         x_BWD = self._embed(tokens_BW, itself.queries_BT)
-        slot = t * tokens_BW.shape[1]
-        x_BWD, cache = self.decoder(x_BWD, itself, cache=cache, slot=slot)
-        return self._product(x_BWD).logits(), cache
+        both = tuple(zip(c.memory, cache, strict=True))
+        x_BWD, both = self.decoder(x_BWD, itself, cache=both, slot=t * W)
+        return self._product(x_BWD).logits(), tuple(own for _, own in both)
 
 
 def _last(is_token):

@@ -76,6 +76,11 @@ def check(config: Layers) -> None:
         )
     if c.position == "rotary" and key_width(c) % 2:
         raise ValueError(f"model.position = 'rotary' turns pairs: heads of {key_width(c)} are odd")
+    if c.position == "t5" and c.position_furthest <= c.position_buckets // 2:
+        raise ValueError(
+            f"model.position_furthest = {c.position_furthest}: want more than half of "
+            f"model.position_buckets = {c.position_buckets}, which hold one distance each"
+        )
     if c.position == "xlnet" and c.attention not in SCALES:
         raise ValueError(
             f"model.position = 'xlnet' adds to products of queries and keys, which model.attention "

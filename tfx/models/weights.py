@@ -5,10 +5,8 @@ same two of torch, pytorch_model.bin and pytorch_model.bin.index.json. Files of 
 pickles, which can run anything: here they can name a few constructors of tensors and no more.
 """
 
-import contextlib
+import functools
 import hashlib
-import io
-import itertools
 import json
 import math
 import os
@@ -16,9 +14,9 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -159,9 +157,13 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
         files = {name: [] for name in sorted(set(where.values()))}
         for key, name in where.items():
             files[name].append(key)
+        beside = re.compile(r"[^/\\]+\.(safetensors|bin)")
+        strange = [name for name in files if not beside.fullmatch(name)]
+        if not files:
+            raise KeyError("weight_map")
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ValueError(f"{index}: not an index with a weight_map; {AGAIN}") from None
-    if strange := [name for name in files if Path(name).name != name or name in ("", "..")]:
+    if strange:
         raise ValueError(f"{index}: {strange[0]!r} is not a file beside it; {AGAIN}")
     if missing := [name for name in files if not index.with_name(name).is_file()]:
         raise FileNotFoundError(f"{index}: it names {', '.join(missing)}, not there; {AGAIN}")
@@ -270,7 +272,11 @@ ADMITTED = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the names of ADMITTED and no others."""
+    """Knows the names of ADMITTED and no others; keeps a list of the storages it meets."""
+
+    def __init__(self, file):
+        super().__init__(file)
+        self.storages = {}
 
     def find_class(self, module, name):
         if (module, name) not in ADMITTED:
@@ -281,24 +287,51 @@ class _Unpickler(pickle.Unpickler):
         kind, dtype, key, _, count, *view = pid
         if kind != "storage" or any(view):
             raise _Refused("it has a storage of an old kind")
-        return _Storage(key, dtype.name, count)
+        return self.storages.setdefault(key, _Storage(key, dtype.name, count))
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    """Tensors of a file of torch.save, a zip archive since torch 1.6 and a row of pickles before."""
+    """What torch.save wrote: a zip archive since torch 1.6, a row of pickles before."""
     try:
         with path.open("rb") as file:
-            state, data = (_zipped if zipfile.is_zipfile(file) else _legacy)(file)
-        if not isinstance(state, dict):
-            raise _Refused(f"it holds a {type(state).__name__}, not names and tensors")
-        if others := [f"{key!r}" for key, x in state.items() if not isinstance(x, _Tensor)]:
-            raise _Refused(f"{', '.join(others[:3])} in it: not a tensor")
-        return {str(key): tensor.of(data[tensor.storage.key]) for key, tensor in state.items()}
+            zipped = file.peek(4).startswith(b"PK\3\4")
+            state, data = (_zipped if zipped else _legacy)(file)
+            if not isinstance(state, dict):
+                raise _Refused(f"it holds a {type(state).__name__}, not names and tensors")
+            if others := [f"{key!r}" for key, x in state.items() if not isinstance(x, _Tensor)]:
+                raise _Refused(f"{', '.join(others[:3])} in it: not a tensor")
+            return {str(key): x.of(data(x.storage.key)) for key, x in state.items()}
     except _Refused as error:
         raise ValueError(f"{path}: {error}; {CONVERT}") from None
-    except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, EOFError,
-            MemoryError, ImportError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile,
-            NotImplementedError, RecursionError) as error:  # fmt: skip
-        # Whatever a pickle of random bytes raises.
-        told = " ".join(f"{error}".split())
+    except Exception as error:  # whatever a pickle of random bytes makes python raise
+        told = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{path}: cut off or damaged ({told}); {AGAIN}") from None
+
+
+def _zipped(file: BinaryIO) -> tuple[Any, Callable[[str], bytes]]:
+    archive = zipfile.ZipFile(file)
+    (pickled,) = (name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name))
+    root = pickled.removesuffix("data.pkl")
+    if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+        raise _Refused("it was written on a big-endian machine")
+    with archive.open(pickled) as part:
+        state = _Unpickler(part).load()
+    # Neighbours may be views of one storage: keep the last.
+    return state, functools.lru_cache(1)(lambda key: archive.read(f"{root}data/{key}"))
+
+
+def _legacy(file: BinaryIO) -> tuple[Any, Callable[[str], bytes]]:
+    magic, _, system = (_Unpickler(file).load() for _ in range(3))
+    if magic != 0x1950A86A20F9469CFC6C:
+        raise ValueError("it does not begin as files of torch.save do")
+    if not system["little_endian"]:
+        raise _Refused("it was written on a big-endian machine")
+    unpickler = _Unpickler(file)
+    state, keys, data = unpickler.load(), _Unpickler(file).load(), {}
+    for key in keys:
+        storage, (count,) = unpickler.storages[key], struct.unpack("<q", file.read(8))
+        size = count * np.dtype(storage.dtype).itemsize
+        data[key] = file.read(size)
+        if count != storage.count or len(data[key]) != size:
+            raise EOFError(f"storage {key} is not whole")
+    return state, data.__getitem__

@@ -14,7 +14,6 @@ all. The exact form of GELU is Hugging Face's; the authors have the tanh form. D
 same parts of the relative encodings for the whole batch.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -27,11 +26,12 @@ from flax import struct
 from jax.nn import initializers
 
 from tfx.models import hf, layers
+from tfx.models.heads import Answer
 from tfx.models.layers import Count, Layers, Positive
 from tfx.nn.block import Block
 from tfx.nn.dropout import Dropout
 from tfx.nn.kernels import HIDDEN
-from tfx.nn.linear import Embed, Linear, parameter, wide
+from tfx.nn.linear import Embed, Linear, parameter
 from tfx.nn.mlp import ACTIVATIONS
 from tfx.nn.relative import Related, encodings
 
@@ -150,7 +150,7 @@ def special(theirs: dict, tensors: dict) -> dict:
         found[ours] = theirs.get(name, default) or ("none" if ours == "head_activation" else 0)
     found["vocab"] = theirs.get("vocab_size", theirs.get("n_token", 32_000))
     found["causal"] = theirs.get("attn_type") == "uni"
-    found["clamp"] = max(theirs.get("clamp_len", -1), 0)
+    found["clamp"] = max(theirs.get("clamp_len") or 0, 0)
     # Their model never says where the class token is: it is the last one.
     summary = theirs.get("summary_type", "last")
     found["summary"] = "last" if summary == "cls_index" else summary
@@ -306,75 +306,6 @@ class TwoStream(Block):
         return y_BTD, read_BSD
 
 
-class Answer(nn.Module):
-    """Where an answer starts, where it ends if it starts there, and whether there is none: the
-    authors' code for SQuAD.
-
-    Attributes:
-      norm: makes the norm.
-      starts, ends: how many likely starts to follow, and likely ends of each.
-    """
-
-    width: int
-    norm: Callable[..., nn.Module]
-    starts: int
-    ends: int
-
-    def setup(self):
-        hidden = partial(Linear, "BRE,ED->BRD", {"D": self.width})
-        logit = partial(Linear, "BRD,DL->BRL", {"L": 1})
-        self.start, self.end, self.impossible = logit(), logit(), logit(bias=False)
-        self.end_hidden, self.end_norm, self.impossible_hidden = hidden(), self.norm(), hidden()
-
-    def ends_of(self, x_BTD, begin_BWD) -> jax.Array:
-        """Logits [B, T, W] of ending at t, having begun at w."""
-        pairs = (
-            jnp.repeat(x_BTD, begin_BWD.shape[1], 1),
-            jnp.tile(begin_BWD, (1, x_BTD.shape[1], 1)),
-        )
-        hidden_BRD = jnp.tanh(self.end_hidden(jnp.concatenate(pairs, -1)))
-        return self.end(self.end_norm(hidden_BRD)).reshape(*x_BTD.shape[:2], -1)
-
-    def none_at(self, begin_B1D, cls_B1D) -> jax.Array:
-        """Logits [B] of there being no answer."""
-        pair_B1E = jnp.concatenate([begin_B1D, cls_B1D], -1)
-        return wide(self.impossible(jnp.tanh(self.impossible_hidden(pair_B1E)))[:, 0, 0])
-
-    def __call__(self, x_BTD, cls_B, excluded_BT=None, start_B=None) -> dict[str, jax.Array]:
-        """Logits of `start` [B, T], and of an answer being `impossible` [B]. Where the start is
-        known, those of the `end` [B, T]; else probabilities of the likeliest of each and where
-        they are: `start_probs`, `start_at` [B, W], `end_probs`, `end_at` [B, ends * W].
-
-        Args:
-          cls_B: position of the token that stands for no answer.
-          excluded_BT: 1 where no answer starts or ends.
-        """
-        excluded_BT = jnp.zeros(x_BTD.shape[:2]) if excluded_BT is None else excluded_BT
-        only = lambda logits_BTW: jnp.where(excluded_BT[..., None] > 0, HIDDEN, wide(logits_BTW))
-        state = lambda at_BW: jnp.take_along_axis(x_BTD, at_BW[..., None], 1)
-        start_BT, cls_B1D = only(self.start(x_BTD))[..., 0], state(cls_B[:, None])
-        if start_B is not None:
-            begin_B1D = state(start_B[:, None])
-            end_BT = only(self.ends_of(x_BTD, begin_B1D))[..., 0]
-            impossible_B = self.none_at(begin_B1D, cls_B1D)
-            return {"start": start_BT, "end": end_BT, "impossible": impossible_B}
-        length = x_BTD.shape[1]
-        probs_BT = jax.nn.softmax(start_BT)
-        start_probs_BW, start_at_BW = jax.lax.top_k(probs_BT, min(self.starts, length))
-        probs_BTW = jax.nn.softmax(only(self.ends_of(x_BTD, state(start_at_BW))), 1)
-        ends = jax.lax.top_k(probs_BTW.swapaxes(1, 2), min(self.ends, length))
-        end_probs, end_at = (found.swapaxes(1, 2).reshape(len(x_BTD), -1) for found in ends)
-        mean_B1D = jnp.einsum("BTD,BT->BD", x_BTD, probs_BT.astype(x_BTD.dtype))[:, None]
-        return {
-            "start": start_BT,
-            "start_probs": start_probs_BW,
-            "start_at": start_at_BW,
-            "end_probs": end_probs,
-            "end_at": end_at,
-            "impossible": self.none_at(mean_B1D, cls_B1D),
-        }
-
-
 class XLNet(nn.Module):
     """Encoder of one text, or of two in one row, in two streams; and the head of its task."""
 
@@ -386,6 +317,8 @@ class XLNet(nn.Module):
         self.embed = Embed(c.vocab, c.width, dtype=c.dtype)
         self.mask_D = parameter(self, "mask", initializers.normal(0.02), "D", (c.width,))
         self.positions = layers.positions(c)
+        if c.embedding_norm:
+            self.norm = layers.norm(c)()
         self.drop = Dropout(c.dropout)
         attention = layers.attention(c)
         if c.position == "xlnet":
@@ -426,7 +359,7 @@ class XLNet(nn.Module):
             query_BPD = jnp.einsum("BPT,BTD->BPD", places_BPT, at_BTD)
             query_BPD += self.mask_D.astype(x_BTD.dtype)[None, None]
             x_BTD = jnp.concatenate([x_BTD, query_BPD], 1)
-        x_BTD = self.drop(x_BTD, train)
+        x_BTD = self.drop(self.norm(x_BTD) if c.embedding_norm else x_BTD, train)
         x_BTD, read = self.encoder(x_BTD, streams, cache=memory_NBMD, train=train)
         x_BTD = self.drop(x_BTD if places_BPT is None else x_BTD[:, length:], train)
         read_NBSD = jnp.stack(read)[:, :, : kept + (c.reuse or length)]

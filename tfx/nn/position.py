@@ -72,8 +72,8 @@ def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, base: float = 10000.0) ->
     """Queries or keys, each pair (2i, 2i + 1) of a head turned by position / base^(2i / K): Su et
     al. (2021), "RoFormer", equation 34. Products of the two then see distances alone."""
     width = x_BTHK.shape[-1]
-    turns_K = base ** (-np.arange(0, width, 2) / width)
-    angles_BT1K = positions_BT[..., None, None] * turns_K.astype(np.float32)
+    turns_111K = base ** (-np.arange(0, width, 2)[None, None, None] / width)
+    angles_BT1K = positions_BT[..., None, None] * turns_111K.astype(np.float32)
     sin, cos = (f(angles_BT1K).astype(x_BTHK.dtype) for f in (jnp.sin, jnp.cos))
     even, odd = x_BTHK[..., 0::2], x_BTHK[..., 1::2]
     turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
@@ -131,8 +131,8 @@ class Bias(nn.Module):
         """The bias [B, H, T, S], float32, of positions of queries and keys."""
         distance_BTS = keys_BS[:, None] - queries_BT[:, :, None]
         if self.kind == "alibi":
-            slopes_H11 = jnp.asarray(slopes(self.heads), jnp.float32)[:, None, None]
-            return -slopes_H11 * jnp.abs(distance_BTS)[:, None]
+            slopes_1H11 = jnp.asarray(slopes(self.heads), jnp.float32)[None, :, None, None]
+            return -slopes_1H11 * jnp.abs(distance_BTS)[:, None]
         shape = (self.buckets, self.heads)
         table_SH = parameter(self, "embedding", initializers.normal(0.02), "SH", shape)
         most = 2 * self.furthest  # beyond `furthest`, however that is rounded, nothing changes
