@@ -513,6 +513,23 @@ def test_an_ensemble_averages_probabilities():
     assert caches == (1, 2)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+@every_search
+def test_no_sequence_of_tokens_comes_twice(how, n):
+    """Nothing else changes: what never repeated is found again."""
+    toy = Toy(10)
+    toy.bias_BV[:, EOS] = -2  # long enough to repeat
+    free, found = (run(toy, limits=12, **how, no_repeat=k) for k in (0, n))
+    repeats = lambda h: len(runs := [*zip(*(h[i:] for i in range(n)), strict=False)]) > len({*runs})
+    some = 0
+    for b in range(len(toy.source_BD)):
+        some += any(repeats((BOS, *h)) for _, h in listed(free, b))
+        assert not any(repeats((BOS, *h)) for _, h in listed(found, b))
+        if how["search"] is decode.greedy and not repeats(listed(free, b)[0][1]):
+            assert listed(free, b)[0][1] == listed(found, b)[0][1]
+    assert some or n == 3
+
+
 # ------------------------------------------------------------------------ the config's way
 
 
@@ -541,5 +558,5 @@ def test_search_does_what_the_config_says(monkeypatch, how, name, args, options)
     called = decode.search(*model, how, begin_B="b", prefix_BP="p", keys_B="k", ids="i", least=4)
     assert called == (
         (*model, *args),
-        dict(begin_B="b", prefix_BP="p", ids="i", least=4, **options),
+        dict(begin_B="b", prefix_BP="p", ids="i", no_repeat=0, least=4, **options),
     )

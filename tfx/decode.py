@@ -94,7 +94,7 @@ def search(
     """
     model, common = (
         (step, init_cache, context, limit_B, length),
-        dict(begin_B=begin_B, prefix_BP=prefix_BP, ids=ids, least=least),
+        dict(begin_B=begin_B, prefix_BP=prefix_BP, ids=ids, no_repeat=how.no_repeat, least=least),
     )
     if how.method == "greedy":
         return greedy(*model, **common)
@@ -199,6 +199,7 @@ def beam_search(
     begin_B=None,
     prefix_BP=None,
     ids=OURS,
+    no_repeat=0,
     first=16,
     least=1,
 ) -> Hypotheses:
@@ -232,8 +233,12 @@ def beam_search(
         mask_BWTW = state.ancestors_BWT[..., :cached, None] == jnp.arange(W)[None, None, None]
         mask_BWS = mask_BWTW.reshape(B, W, cached * W)
         logits_BWV, cache = step(tokens_BW, cache, t, mask_BWS, given.context)
+        offsets_BW = state.scores_BW - normaliser(logits_BWV)
+        if no_repeat:
+            history_BWT = read(state.written_BWT, state.ancestors_BWT)
+            logits_BWV = unrepeated(logits_BWV, history_BWT, t, no_repeat)
         scores_BC, parents_BC, tokens_BC = candidates(
-            logits_BWV, state.scores_BW, 2 * W, forced(given.prefix_BP, t, B), ids.banned
+            logits_BWV, offsets_BW, 2 * W, forced(given.prefix_BP, t, B), ids.banned
         )
 
         ends_BW = (tokens_BC[:, :W] == ids.eos) & ~done_B1
@@ -282,9 +287,8 @@ def beam_search(
     return gather(end, end.scores_BW / divisor(limit_B)[:, None], limit_B, unended, ids.eos)
 
 
-def candidates(logits_BWV, scores_BW, count, forced_B, banned):
-    """The `count` best ways to continue: scores, parents and tokens, [B, C] each."""
-    offsets_BW = scores_BW - normaliser(logits_BWV)
+def candidates(logits_BWV, offsets_BW, count, forced_B, banned):
+    """The `count` best `logits + offsets` to continue with: scores, parents and tokens, [B, C]."""
     scores_BC, parents_BC, tokens_BC = best(logits_BWV, offsets_BW, count, banned)
     # Where the token is forced, beam 0 is the only one alive and has one way to go.
     is_forced_B1, forced_B1 = (forced_B != NONE)[:, None], forced_B[:, None]
@@ -294,6 +298,26 @@ def candidates(logits_BWV, scores_BW, count, forced_B, banned):
     scores_BC = jnp.where(is_forced_B1, jnp.where(first_1C, score_B1, DEAD), scores_BC)
     parents_BC = jnp.where(is_forced_B1, 0, parents_BC)
     return scores_BC, parents_BC, jnp.where(is_forced_B1, forced_B1, tokens_BC)
+
+
+def read(written_BWT, ancestors_BWT):
+    """The tokens along an ancestry; where it has none, anything."""
+    return jnp.take_along_axis(written_BWT, ancestors_BWT, axis=1, mode="clip")
+
+
+def unrepeated(logits_BWV, history_BWT, t, n):
+    """The logits without the tokens that would make a sequence of n tokens a second time (Paulus
+    et al., 2018, 2.5). The first token read counts; t is the position of the last one."""
+    places_T, V = jnp.arange(history_BWT.shape[-1]), logits_BWV.shape[-1]
+    repeats_BWT = jnp.broadcast_to(places_T[None, None] <= t, history_BWT.shape)
+    repeats_BWT &= places_T[None, None] >= n - 1
+    for back in range(1, n):  # each of the n - 1 before place s against each of the last n - 1
+        last_BW = lax.dynamic_index_in_dim(history_BWT, t - back + 1, 2, keepdims=False)
+        repeats_BWT &= jnp.roll(history_BWT, back, axis=2) == last_BW[..., None]
+    hidden = lambda logits_V, history_T, repeats_T: logits_V.at[
+        jnp.where(repeats_T, history_T, V)
+    ].set(DEAD, mode="drop")
+    return jax.vmap(jax.vmap(hidden))(logits_BWV, history_BWT, repeats_BWT)
 
 
 def gather(end, unended_BW, limit_B, unended, eos):
@@ -312,7 +336,7 @@ def gather(end, unended_BW, limit_B, unended, eos):
         scores_BW = pick(jnp.concatenate([end.kept_scores_BW, unended_BW], axis=1), places_BW)
     ancestors_BCT = jnp.concatenate([end.kept_ancestors_BWT, end.ancestors_BWT], axis=1)
     ancestors_BWT = pick(ancestors_BCT, places_BW)
-    tokens_BWT = jnp.take_along_axis(end.written_BWT, ancestors_BWT, axis=1, mode="clip")
+    tokens_BWT = read(end.written_BWT, ancestors_BWT)
     reached_BWT = ancestors_BWT >= 0
     tokens_BWT = jnp.where(reached_BWT, tokens_BWT, NONE)
     behind_BWT = jnp.arange(reached_BWT.shape[-1])[None, None] == reached_BWT.sum(-1)[..., None]
@@ -344,6 +368,7 @@ def greedy(
     begin_B=None,
     prefix_BP=None,
     ids=OURS,
+    no_repeat=0,
     first=16,
     least=1,
 ) -> Hypotheses:
@@ -353,7 +378,7 @@ def greedy(
         return best(logits_BWV, jnp.zeros(logits_BWV.shape[:2]), 1, ids.banned)[2]
 
     given = Given(context, limit_B, prefix_BP)
-    return walk(choose, step, init_cache, given, length, 1, begin_B, ids, first, least)
+    return walk(choose, step, init_cache, given, length, 1, begin_B, ids, no_repeat, first, least)
 
 
 def sample(
@@ -371,6 +396,7 @@ def sample(
     begin_B=None,
     prefix_BP=None,
     ids=OURS,
+    no_repeat=0,
     first=16,
     least=1,
 ) -> Hypotheses:
@@ -393,10 +419,12 @@ def sample(
         return jax.vmap(draw)(keys, p_BWV)
 
     given = Given(context, limit_B, prefix_BP, keys_B)
-    return walk(choose, step, init_cache, given, length, samples, begin_B, ids, first, least)
+    return walk(
+        choose, step, init_cache, given, length, samples, begin_B, ids, no_repeat, first, least
+    )
 
 
-def walk(choose, step, init_cache, given, length, W, begin_B, ids, first, least):
+def walk(choose, step, init_cache, given, length, W, begin_B, ids, no_repeat, first, least):
     """W rows a sentence, each going where `choose(logits_BWV, t, given) -> tokens_BW` says."""
 
     def body(cached, state, cache, given):
@@ -405,10 +433,13 @@ def walk(choose, step, init_cache, given, length, W, begin_B, ids, first, least)
         mask_WS = (slots[None] // W <= t) & (slots[None] % W == jnp.arange(W)[:, None])
         mask_BWS = jnp.broadcast_to(mask_WS[None], (B, W, cached * W))
         logits_BWV, cache = step(tokens_BW, cache, t, mask_BWS, given.context)
+        offsets_BW = state.scores_BW - normaliser(logits_BWV)
+        if no_repeat:
+            logits_BWV = unrepeated(logits_BWV, state.written_BWT, t, no_repeat)
         forced_B1 = forced(given.prefix_BP, t, B)[:, None]
         tokens_BW = jnp.where(forced_B1 != NONE, forced_B1, choose(logits_BWV, t, given))
         scores_BW = jnp.take_along_axis(logits_BWV, tokens_BW[..., None], axis=2)[..., 0]
-        scores_BW += state.scores_BW - normaliser(logits_BWV)
+        scores_BW += offsets_BW
         dead_BW = jnp.isnan(scores_BW) | (tokens_BW == NONE)
         scores_BW = jnp.where(dead_BW, DEAD, scores_BW)
         scores_BW = jnp.where(state.done, state.scores_BW, scores_BW)

@@ -120,6 +120,7 @@ class Decode:
     penalty: Literal["gnmt", "length"] = "gnmt"  # ((5+n)/6)^alpha | n^alpha
     stop: Literal["exact", "current", "full"] = "exact"  # tfx/decode.py, beam_search
     unended: Literal["last", "ranked"] = "last"  # what is cut off: behind all that ended, or among
+    no_repeat: Count = 0  # no so many tokens in a row a second time; 0: off
     extra: Count = 50  # longest output = source length + extra
     temperature: Annotated[float, "x > 0"] = 1.0
     top_k: Count = 0  # 0: off

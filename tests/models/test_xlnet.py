@@ -1,6 +1,7 @@
 """XLNet: its size, who sees what, memory = one long text, and Hugging Face's numbers."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -30,8 +31,20 @@ def drawn(config):
     return model, {"params": params}
 
 
+@functools.cache
+def runner(model):
+    return jax.jit(lambda params, batch: model.apply(params, batch, method="predict"))
+
+
 def predict(model, params, **batch):
-    return jax.jit(lambda p, b: model.apply(p, b, method="predict"))(params, batch)
+    return runner(model)(params, batch)
+
+
+def started(config):
+    """A model with the parameters that it starts with."""
+    model = models.build(config)
+    init = jax.jit(lambda key: nn.unbox(models.parameters(model, key)))
+    return model, init(jax.random.key(0))
 
 
 def ids(rows=ROWS, length=LENGTH):
@@ -66,8 +79,7 @@ def test_published_sizes_have_their_parameters(size, head, parameters):
 
 
 def test_all_starts_normal_but_norms_and_biases_of_layers():
-    model = models.build(dataclasses.replace(TINY, width=64, vocab=300, head="beam"))
-    params = nn.unbox(models.parameters(model, jax.random.key(0)))
+    _, params = started(dataclasses.replace(TINY, width=64, vocab=300, head="beam"))
     for path, x in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name.endswith("/bias"):
@@ -79,7 +91,7 @@ def test_all_starts_normal_but_norms_and_biases_of_layers():
 
 
 def test_the_formula_counts_what_xla_counts():
-    config = dataclasses.replace(TINY, width=64, heads=4, mlp=256, vocab=500)
+    config = dataclasses.replace(TINY, width=128, mlp=512, vocab=500)
     model, (rows, length, count) = models.build(config), (2, 32, 8)
     batch = {"ids": ids(rows, length), "perm_mask": np.zeros((rows, length, length))}
     two = {"target_mapping": at(RANDOM.integers(0, length, (rows, count)), length)}
@@ -87,19 +99,20 @@ def test_the_formula_counts_what_xla_counts():
     for more, predicted in (({}, 0), (two, count)):
         program = jax.jit(logits).lower({"params": nn.unbox(models.shapes(model))}, batch | more)
         ours = flops.forward(config, (rows, length, predicted))
-        assert 0.97 * ours <= program.compile().cost_analysis()["flops"] <= 1.1 * ours
+        assert 0.97 * ours <= program.compile().cost_analysis()["flops"] <= 1.08 * ours
 
 
 # ------------------------------------------------------------------------- who sees what
 
 
-POSITIONS = ["xlnet", "rotary", "t5", "alibi", "none", "learned", "sinusoid"]
+POSITIONS = ["xlnet", "rotary", "t5", "alibi", "learned", "sinusoid"]
 
 
 @pytest.mark.parametrize("position", POSITIONS)
 def test_a_target_sees_what_its_order_permits_and_nothing_else(position):
     """By gradient, to the embeddings of the text; whatever the positions are made of."""
-    model, params = drawn(dataclasses.replace(TINY, position=position))
+    depth = 1 + (position == "xlnet")
+    model, params = drawn(dataclasses.replace(TINY, position=position, depth=depth))
     rank_BT, perm_mask = order(rows=1)
     batch = {"perm_mask": perm_mask, "target_mapping": at(np.arange(LENGTH)[None])}
     table = params["params"]["embed"]["embedding"]
@@ -170,27 +183,28 @@ def test_the_second_half_of_a_batch_may_run_backwards():
 # ------------------------------------------------------------------------- memory
 
 
-@pytest.mark.parametrize("position", ["xlnet", "rotary", "t5", "alibi"])
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize(
+    "position, scan", [("xlnet", False), ("xlnet", True), ("rotary", False), ("t5", True)]
+)
 def test_memory_is_one_long_text_whose_start_does_not_see_its_end(position, scan):
-    """Three segments, the last one with both streams; kept whole, and only its reused half."""
+    """Of the first segment the reused part is kept; the second one is read by both streams."""
     config = dataclasses.replace(TINY, position=position, reuse=4, scan=scan)
     model, params = drawn(config)
-    texts, (_, perm_mask) = [ids() for _ in range(3)], order()
+    first, second, (_, perm_mask) = ids(), ids(), order()
     inside = np.zeros((ROWS, LENGTH, LENGTH), np.float32)
     inside[:, :4, 4:] = 1  # what is reused does not see what is not
-    kept = np.zeros((ROWS, 2, 0, 16), np.float32)
-    for text in texts[:2]:
-        kept = predict(model, params, ids=text, perm_mask=inside, memory=kept)["memory"]
+    kept = predict(model, params, ids=first, perm_mask=inside)["memory"]
     target_mapping = at(RANDOM.integers(0, LENGTH, (ROWS, 3)))
     last = dict(perm_mask=perm_mask, target_mapping=target_mapping)
-    short = predict(model, params, ids=texts[2], memory=kept, **last)
+    short = predict(model, params, ids=second, memory=kept, **last)
 
-    long = np.concatenate([texts[0][:, :4], texts[1][:, :4], texts[2]], 1)
-    hidden = np.zeros((ROWS, 8 + LENGTH, 8 + LENGTH), np.float32)
-    hidden[:, :4, 4:] = hidden[:, 4:8, 8:] = 1
-    hidden[:, 8:, 8:] = perm_mask
-    places = np.pad(target_mapping, ((0, 0), (0, 0), (8, 0)))
+    long, hidden = (
+        np.concatenate([first[:, :4], second], 1),
+        np.zeros((ROWS, 4 + LENGTH, 4 + LENGTH)),
+    )
+    hidden[:, :4, 4:] = 1
+    hidden[:, 4:, 4:] = perm_mask
+    places = np.pad(target_mapping, ((0, 0), (0, 0), (4, 0)))
     whole = predict(model, params, ids=long, perm_mask=hidden, target_mapping=places)
     np.testing.assert_allclose(short["states"], whole["states"], atol=2e-5)
 
@@ -204,23 +218,21 @@ def test_a_causal_model_goes_on_from_any_memory():
         kept = part["memory"]
         np.testing.assert_allclose(part["states"], whole["states"][:, n : n + 3], atol=1e-5)
     assert kept.shape == (ROWS, 2, 9, 16)
+    gradient = jax.grad(lambda params: predict(model, params, ids=text)["memory"].sum())(params)
+    assert not any(g.any() for g in jax.tree.leaves(gradient))  # it is a constant
 
 
 @pytest.mark.parametrize(
-    "most, reuse, want", [(0, 0, "abcdefg"), (4, 0, "defg"), (4, 2, "bcde"), (3, 2, "cde")]
+    "most, reuse, want", [(0, 0, "abcdefg"), (4, 0, "defg"), (4, 2, "bcde"), (2, 2, "de")]
 )
 def test_what_is_kept_is_the_reused_part_and_then_the_last_of_all(most, reuse, want):
-    """Memory abc, text defg; and it is a constant."""
-    config = dataclasses.replace(TINY, memory=most, reuse=reuse, norm="pre", depth=1)
-    model, params = drawn(config)
-    old = np.tile(np.arange(3.0, dtype=np.float32)[:, None], (ROWS, 1, 1, 16))
-    found = lambda params: predict(model, params, ids=ids(length=4), memory=old)["memory"]
-    assert found(params).shape == (ROWS, 1, len(want), 16)
-    from_old = [("abc".index(letter), n) for n, letter in enumerate(want) if letter in "abc"]
-    for was, now in from_old:
-        np.testing.assert_array_equal(found(params)[:, :, now], old[:, :, was])
-    gradient = jax.grad(lambda params: found(params).sum())(params)
-    assert not any(g.any() for g in jax.tree.leaves(gradient))
+    """Memory abc, text defg: of its first layer, whose input are the embeddings."""
+    model, params = drawn(dataclasses.replace(TINY, memory=most, reuse=reuse, depth=1))
+    old, text = RANDOM.standard_normal((ROWS, 1, 3, 16)).astype(np.float32), ids(length=4)
+    found = predict(model, params, ids=text, memory=old)["memory"]
+    new = params["params"]["embed"]["embedding"][text][:, None]
+    both = np.concatenate([old, new], 2)
+    np.testing.assert_array_equal(found, both[:, :, ["abcdefg".index(one) for one in want]])
 
 
 def test_scanned_and_rematerialised_layers_are_the_same_with_their_gradients():
@@ -234,10 +246,9 @@ def test_scanned_and_rematerialised_layers_are_the_same_with_their_gradients():
         score = lambda params: jnp.square(_apply(model, params, batch)["states"]).sum()
         return jax.jit(jax.value_and_grad(score))(params)
 
-    for changes in (dict(scan=True), dict(scan=True, remat="full"), dict(remat="dots")):
-        ours, want = jax.tree.leaves(found(**changes)), jax.tree.leaves(found())
-        for a, b in zip(ours, want, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    ours, want = (jax.tree.leaves(found(**c)) for c in (dict(scan=True, remat="full"), {}))
+    for a, b in zip(ours, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def _apply(model, params, batch):
@@ -256,8 +267,7 @@ def test_it_learns_the_objective_of_its_paper():
     rest = dict(special=special, starts=np.ones(VOCAB, bool), predictions=6)
     rows = [permutation_lm.make_example(text(12), text(6), text(5), rng, **rest) for _ in range(4)]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    model = models.build(TINY)
-    params = nn.unbox(models.parameters(model, jax.random.key(0)))
+    model, params = started(dataclasses.replace(TINY, depth=1))
     rngs = {"dropout": jax.random.key(1)}
     apply = lambda params, batch, rngs, train: model.apply(
         {"params": params}, batch, train, rngs=rngs, method="predict"
@@ -289,7 +299,7 @@ def test_likely_answers_are_what_known_starts_say():
             found["end_probs"][:, w::3], -np.sort(-ends_BT)[:, :2], rtol=1e-5
         )
         np.testing.assert_array_equal(found["end_at"][:, w::3], np.argsort(-ends_BT)[:, :2])
-    assert not np.isin(found["start_at"], -1) and not (found["start_at"][0] == 6).any()
+    assert (found["start_at"] != batch["cls"][:, None]).all()
 
 
 # ------------------------------------------------------------------------- Hugging Face
@@ -297,19 +307,15 @@ def test_likely_answers_are_what_known_starts_say():
 
 @pytest.mark.parametrize("head", xlnet.FORMAT.heads)
 def test_files_come_back_bit_for_bit(head):
-    about = dict(d_model=16, n_layer=2, n_head=2, d_inner=24, vocab_size=VOCAB, mem_len=None)
-    about |= dict(clamp_len=3, summary_activation="", tie_word_embeddings=head != "LMHeadModel")
-    config = dataclasses.replace(TINY, **xlnet.FORMAT.heads[head], tied=head != "LMHeadModel")
-    config = dataclasses.replace(config, clamp=3, head_activation="none", key_width=8)
-    config = dataclasses.replace(config, value_width=8)
+    about = dict(clamp=3, reuse=2, causal=True, head_activation="none", activation="gelu_tanh")
+    about |= xlnet.FORMAT.heads[head] | dict(tied=head != "LMHeadModel", dropout=0.1)
+    config = dataclasses.replace(TINY, **about, key_width=8, value_width=8, max_length=1024)
     model, params = drawn(config)
     boxed, has_head = models.shapes(model), head != "Model"
     tensors = hf.to_tensors(xlnet.FORMAT, config, boxed, params["params"], has_head)
-    said = xlnet.FORMAT.from_config(config)
-    for theirs in (about, said):
-        clean = xlnet.FORMAT.clean(tensors)
-        found = xlnet.FORMAT.to_config(Config, theirs, clean, head)
-        assert found == dataclasses.replace(config, max_length=found.max_length)
+    clean, theirs = xlnet.FORMAT.clean(tensors), xlnet.FORMAT.from_config(config)
+    found = xlnet.FORMAT.to_config(Config, theirs, clean, head)
+    assert found == dataclasses.replace(config, classes=found.classes)
     back = hf.from_tensors(xlnet.FORMAT, found, boxed, tensors)
     jax.tree.map(np.testing.assert_array_equal, back, params["params"])
     name = "transformer." * has_head + "layer.1.rel_attn.o"
@@ -344,9 +350,13 @@ def test_options_of_relative_positions_are_theirs_alone():
         models.build(dataclasses.replace(TINY, clamp=3, position="t5"))
 
 
-FOLDERS = sorted(path.parent for path in FIXTURES.glob("*/io.npz"))
+SLOW = {"XLNetLMHeadModel": pytest.mark.slow}  # it learns, too
+FOLDERS = [
+    pytest.param(path.parent, marks=SLOW.get(path.parent.name, ()), id=path.parent.name)
+    for path in sorted(FIXTURES.glob("*/io.npz"))
+]
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_hugging_face_computes_the_same(folder):
     assert not [found for found in parity.check(folder) if not found.fits]

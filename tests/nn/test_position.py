@@ -144,15 +144,15 @@ def test_slopes_of_alibi():
 
 
 def test_products_of_turned_vectors_see_the_distance_alone():
-    q_BTHK, k_BTHK = RANDOM.standard_normal((2, 1, 5, 2, 6)).astype(np.float32)
+    q_BTHK, k_BSHK = RANDOM.standard_normal((2, 1, 5, 2, 6)).astype(np.float32)
     places_BT = np.array([[0, 1, 4, 9, 100]])
 
     def scores(shift):
-        turned = [rotate(x, places_BT + shift) for x in (q_BTHK, k_BTHK)]
+        turned = [rotate(x, places_BT + shift) for x in (q_BTHK, k_BSHK)]
         return jnp.einsum("BTHK,BSHK->BHTS", *turned)
 
     np.testing.assert_allclose(scores(57), scores(0), atol=2e-4)
-    assert np.abs(scores(0) - jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BTHK)).max() > 0.1
+    assert np.abs(scores(0) - jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK)).max() > 0.1
     np.testing.assert_array_equal(rotate(q_BTHK, np.zeros((1, 5), int)), q_BTHK)
 
 

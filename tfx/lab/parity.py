@@ -196,6 +196,7 @@ def generate(found: pretrained.Pretrained, theirs: dict, width: int, settings: d
         penalty="length",
         stop=stops[s.get("early_stopping", False)],
         unended="ranked",
+        no_repeat=s.get("no_repeat_ngram_size", 0),
     )
     rows, most = len(theirs["input_ids"]), s["max_new_tokens"]
     batch = models.family(model.config).FORMAT.batch(about, {**theirs, "decoder_input_ids": None})
@@ -204,7 +205,7 @@ def generate(found: pretrained.Pretrained, theirs: dict, width: int, settings: d
 
     def search(params, batch):
         apply, limit_B = partial(model.apply, {"params": params}), jnp.full(rows, most)
-        context, step = apply(batch, method="start"), partial(apply, method="step")
+        context, step = apply(batch, method="start"), _forced(apply, most, about | s)
         parts = step, partial(model.init_cache, rows), context, limit_B, most, how
         return decode.search(*parts, begin_B=begin_B, ids=Ids(start, end, ()), least=rows)
 
@@ -218,6 +219,22 @@ def generate(found: pretrained.Pretrained, theirs: dict, width: int, settings: d
         tokens = found.tokens_BWT[row, n, : found.lengths_BW[row, n]]
         ids[row, n, first : first + len(tokens)] = tokens[: width - first]
     return ids.reshape(-1, width), np.asarray(found.scores_BW[:, :kept]).ravel()
+
+
+def _forced(apply, most: int, settings: dict):
+    """The step of a model, the first and the last token being what the settings force."""
+    places = {0: settings.get("forced_bos_token_id"), most - 1: settings.get("forced_eos_token_id")}
+
+    def step(tokens_BW, cache, t, mask_BWS, context):
+        logits_BWV, cache = apply(tokens_BW, cache, t, mask_BWS, context, method="step")
+        ids_11V = jnp.arange(logits_BWV.shape[-1])[None, None]
+        for place, forced in places.items():
+            if forced is not None:
+                only_11V = jnp.where(ids_11V == forced, 0.0, -jnp.inf)
+                logits_BWV = jnp.where(t == place, only_11V, logits_BWV)
+        return logits_BWV, cache
+
+    return step
 
 
 def distance(ours, theirs, unknown=False) -> float:

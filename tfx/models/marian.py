@@ -123,6 +123,8 @@ FORMAT = hf.Format(
     ignored=r"embed_positions\.weight$|embed_tokens\.weight$|lm_head\.weight$",
     special=special,
     unspecial=unspecial,
-    batch=lambda about, theirs: hf.two_texts(theirs, about["decoder_start_token_id"]),
+    batch=lambda about, theirs: hf.two_texts(
+        theirs, about["decoder_start_token_id"], about["pad_token_id"]
+    ),
     outputs=lambda config, *found: hf.of_two_texts(*found),
 )

@@ -1,7 +1,7 @@
 """T5: Raffel et al. (2020), "Exploring the Limits of Transfer Learning with a Unified Text-to-Text
 Transformer", and its version 1.1 (their code, 2020; Flan-T5's sizes are these).
 
-    sections 2.1, 3.1.2, 3.7       N  d_model   d_ff    h  d_kv  parameters (the paper's)
+    sections 2.1, 3.1.2, 3.7       N  d_model   d_ff    h  d_kv  parameters
     small                          6      512   2048    8    64        60M
     base                          12      768   3072   12    64       220M
     large                         24     1024   4096   16    64       770M
@@ -178,6 +178,7 @@ def unspecial(config: Config) -> dict:
     name = back[plain.get(config.activation, config.activation)]
     return {
         "model_type": "t5",
+        "d_kv": layers.key_width(config),
         "is_encoder_decoder": config.head not in ENCODER,
         "feed_forward_proj": "gated-" + name.removesuffix("_new") if gated else name,
         "dense_act_fn": name,
@@ -192,8 +193,11 @@ def unspecial(config: Config) -> dict:
 
 def batch(about: dict, theirs: dict) -> dict:
     """Theirs, for ours."""
-    texts = {key: x for key, x in theirs.items() if key != "labels" or x.ndim == 2}  # no classes
-    return hf.two_texts(texts, start(about), about.get("pad_token_id") or 0)
+    labels = theirs.get("labels")
+    classes = any("SequenceClassification" in name for name in about.get("architectures") or ())
+    if labels is not None and (classes or labels.ndim != 2):
+        theirs = {**theirs, "labels": None}  # they are no text
+    return hf.two_texts(theirs, start(about), about.get("pad_token_id") or 0)
 
 
 def outputs(config: Config, found: dict, seen: dict) -> dict:
@@ -237,8 +241,13 @@ FORMAT = hf.Format(
     ignored=r"embed_tokens\.weight$|^lm_head\.weight$|EncDecAttention\.relative_attention_bias\.",
     special=special,
     unspecial=unspecial,
-    aliases={
-        f"{top}shared.weight": f"{top}encoder.embed_tokens.weight" for top in ("", "transformer.")
+    aliases={  # in this order: the encoder's copy may be the decoder's
+        f"{top}{name}.weight": f"{top}{copy}.weight"
+        for top in ("", "transformer.")
+        for name, copy in (
+            ("encoder.embed_tokens", "decoder.embed_tokens"),
+            ("shared", "encoder.embed_tokens"),
+        )
     },
     batch=batch,
     outputs=outputs,
@@ -283,13 +292,13 @@ class T5(transformer.Transformer):
 
         Args:
           batch: `source` and `target_in`, with a mask each; or one text, `ids` and `mask`. Where
-            there is no `target_in` the decoder reads the source too, shifted.
+            there is no `target_in` the decoder reads the source too, shifted. What is to be
+            classified has `Config.eos` in it.
         """
         head = self.config.head
         if "ids" in batch:
-            ids_BS = batch["ids"]
-            batch = {"source": ids_BS, "source_mask": jnp.ones_like(ids_BS)} | batch
-            batch["source_mask"] = batch.get("mask", batch["source_mask"])
+            mask_BS = batch.get("mask", jnp.ones_like(batch["ids"]))
+            batch = batch | {"source": batch["ids"], "source_mask": mask_BS}
         if "target_in" not in batch:
             batch = batch | {"target_in": shifted(batch["source"], self.config.start)}
         x_BTD = self.encode(batch, train)
