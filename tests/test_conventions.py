@@ -18,7 +18,8 @@ MODULES = {
 LAYERS = [
     ["nn", "decode", "choose", "sharding", "metrics", "bucket", "data"],
     ["models", "objectives"],
-    ["config", "schema", "checkpoint", "state", "optim", "hosts", "flops", "assemble", "workdir"],
+    ["config", "schema", "checkpoint", "state", "optim", "hosts", "flops", "assemble", "workdir"]
+    + ["pretrained"],
     ["train", "evaluate", "translate"],
     ["lab"],
     ["main", "cli", ""],

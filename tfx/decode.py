@@ -211,7 +211,6 @@ def beam_search(
     dropped, and the best of the others live on: the rule of fairseq and HF. What has not
     ended at its limit fills the places that are left, behind all that has; or, with
     unended="ranked", is ranked among them by its score (HF).
-
     stop="full" leaves a sentence once `beam` hypotheses have ended (HF's early_stopping=True);
     stop="current" once nothing alive would enter the kept ones if it ended now (HF's default).
     stop="exact" leaves it once nothing alive can still enter the kept ones. Probability
@@ -235,8 +234,8 @@ def beam_search(
         logits_BWV, cache = step(tokens_BW, cache, t, mask_BWS, given.context)
         offsets_BW = state.scores_BW - normaliser(logits_BWV)
         if no_repeat:
-            history_BWT = read(state.written_BWT, state.ancestors_BWT)
-            logits_BWV = unrepeated(logits_BWV, history_BWT, t, no_repeat)
+            written_BWT = read(state.written_BWT, state.ancestors_BWT)
+            logits_BWV = unrepeated(logits_BWV, written_BWT, t, no_repeat)
         scores_BC, parents_BC, tokens_BC = candidates(
             logits_BWV, offsets_BW, 2 * W, forced(given.prefix_BP, t, B), ids.banned
         )

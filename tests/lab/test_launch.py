@@ -39,7 +39,7 @@ def root(tmp_path):
     root = tmp_path / "checkout"
     (root / "scripts").mkdir(parents=True)
     (root / "mine.py").write_text((ROOT / "configs/quickstart.py").read_text())
-    (root / "scripts/environment.sh").write_text('[ "$TFX_EXTRAS" = "[tpu]" ]\n')
+    (root / "scripts/environment.sh").write_text('[ "$TFX_EXTRAS" = "[tpu,gcs]" ]\n')
     git(root, "init", "--quiet")
     git(root, "add", ".")
     git(root, "commit", "--quiet", "--message=one")
@@ -102,7 +102,7 @@ def test_a_workload_of_gke(root):
     assert create.argv == [
         *("xpk", "workload", "create", *on, "--workload=big", "--tpu-type=v5litepod-16"),
         *("--base-docker-image=python:3.12", f"--script-dir={tree}"),
-        "--command=export TFX_EXTRAS='[tpu]'\nsource scripts/environment.sh\nexport A='b c'\n"
+        "--command=export TFX_EXTRAS='[tpu,gcs]'\nsource scripts/environment.sh\nexport A='b c'\n"
         f"exec {' '.join(TRAIN)}\n",
         *("--max-restarts=100", "--termination-grace-period-seconds=120"),
     ]

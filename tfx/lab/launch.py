@@ -201,7 +201,7 @@ python3 -m uv python install --quiet 3.12
 export TFX_PYTHON=$(python3 -m uv python find 3.12)
 """
 RUN = """\
-export TFX_EXTRAS='[tpu]'
+export TFX_EXTRAS='[tpu,gcs]'
 source scripts/environment.sh
 {exports}
 exec {command}

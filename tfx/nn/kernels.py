@@ -186,7 +186,8 @@ def facts_of(q_BTHK, k_BSHK, v_BSHK, mask: Visible, **rest) -> Facts:
 @functools.cache
 def say(chosen: str, reasons: tuple[tuple[str, str], ...]) -> None:
     """Log a choice, once."""
-    why = "; ".join(f"no {name}: {reason}" for name, reason in reasons)
+    by_reason = {why: [name for name, each in reasons if each == why] for _, why in reasons}
+    why = "; ".join(f"no {' or '.join(names)}: {reason}" for reason, names in by_reason.items())
     logging.getLogger("tfx").info("attention kernel: %s%s", chosen, f" ({why})" if why else "")
 
 
