@@ -114,7 +114,8 @@ class Reference:
             unknown = np.isnan(hidden[key]) & ~np.isnan(outputs[key])
             if not unknown.all():
                 yield Difference(name or case, key, distance(outputs[key], want, unknown), LIMIT)
-        if (gradients := self._under(case, "grad")) and not name:
+        gradients = self._under(case, "grad")
+        if gradients and not name and not np.isnan(hidden["loss"]):
             yield from self._learn(case, found, theirs, gradients)
 
     def probe(self) -> Iterator[Difference]:
@@ -295,6 +296,8 @@ def loss(config, outputs: dict, theirs: dict) -> dict[str, jax.Array]:
         logits = outputs["prediction_logits" if head == "pretraining" else "logits"]
         if head == "causal" or "mc_logits" in outputs:
             parts.append(_mean_nll(logits[..., :-1, :], labels[..., 1:]))
+        elif labels.dtype.kind == "f" and labels.shape == logits.shape and labels.shape[-1] > 1:
+            parts.append(optax.sigmoid_binary_cross_entropy(logits, labels).mean())
         elif labels.dtype.kind == "f":
             parts.append(jnp.square(logits.squeeze(-1) - labels.reshape(logits.shape[:-1])).mean())
         else:

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from tfx.nn import mlp
+
 ACTIVATIONS = {
     "gelu": "gelu",
     "relu": "relu",
@@ -28,6 +30,9 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_python": "gelu",
 }
 LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "embedding": "weight"}
 OLD = {"gamma": "weight", "beta": "bias"}  # norms, in files that were made from TensorFlow's
@@ -107,8 +112,12 @@ class Format:
         """Our Config of theirs, for the model class whose name ends like `head`."""
         given = {ours: theirs[name] for ours, name in self.config.items() if name in theirs}
         given |= dict(self.heads[head]) | self.special(theirs, tensors)
-        for key in given.keys() & {"activation", "head_activation"}:
-            given[key] = ACTIVATIONS.get(given[key], given[key])
+        for key in (key for key in given if key.endswith("activation")):
+            name = given[key]
+            given[key] = ACTIVATIONS.get(name, name)
+            if given[key] not in ("none", *mlp.ACTIVATIONS, *mlp.GATED):
+                choices = f"tfx has {', '.join(ACTIVATIONS)}"
+                raise ValueError(f"config.json: {self.config.get(key, key)} = {name!r}: {choices}")
         return cls(**given, dtype=dtype)
 
     def from_config(self, config) -> dict:
