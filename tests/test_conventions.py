@@ -18,8 +18,10 @@ MODULES = {
 LAYERS = [
     ["nn", "decode", "choose", "sharding", "metrics", "bucket", "data"],
     ["models", "objectives"],
-    ["config", "schema", "checkpoint", "state", "optim", "hosts", "flops", "assemble", "workdir"]
-    + ["pretrained"],
+    [
+        *("config", "schema", "workdir", "assemble", "checkpoint", "pretrained", "state"),
+        *("optim", "hosts", "flops"),
+    ],
     ["train", "evaluate", "translate"],
     ["lab"],
     ["main", "cli", ""],
