@@ -189,7 +189,8 @@ def misfits(c: Config) -> Iterator[str]:
         yield f"data.max_length = {c.data.max_length}: model.max_length allows only {positions}"
     if c.tokenizer.kind == "bytes" and c.tokenizer.sampling:
         yield f"tokenizer.sampling = {c.tokenizer.sampling}: bytes have one spelling; set 0"
-    if not c.tokenizer.joint and getattr(c.model, "tie", "") == "all":
-        yield "model.tie = all: set tokenizer.joint = true (one vocabulary), or tie = decoder"
+    tie = getattr(c.model, "tie", "")
+    if not c.tokenizer.joint and tie in ("all", "inputs"):
+        yield f"model.tie = {tie}: set tokenizer.joint = true (one vocabulary), or tie = decoder"
     if c.optim.schedule in ("linear", "cosine") and c.optim.warmup >= c.train.steps:
         yield f"optim.warmup = {c.optim.warmup}: want less than train.steps = {c.train.steps}"
