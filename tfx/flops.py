@@ -132,10 +132,22 @@ def xlnet(config, shape: Shape, beams: int) -> Counter:
     return parts + Counter(logits=logits * (config.head == "lm"))
 
 
+def gpt(config, shape: Shape, beams: int) -> Counter:
+    """The same. The source of a `shape` is the text, its target the number of tokens that are
+    generated behind it, 0 in training; heads but the language model's are next to nothing."""
+    rows, length, more = shape
+    tokens = rows * beams * more
+    parts = stack(config, rows * length, length) + stack(config, tokens, length + more)
+    logits = 2 * (tokens or rows * length) * config.width * config.vocab
+    return parts + Counter(logits=logits * (config.head in ("causal", "choice")))
+
+
 FORMULAS = {
     models.transformer: transformer,
     models.marian: transformer,
     models.bart: transformer,
     models.t5: t5,
     models.xlnet: xlnet,
+    models.gpt: gpt,
+    models.gpt2: gpt,
 }

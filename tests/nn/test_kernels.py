@@ -233,6 +233,7 @@ def test_auto_takes_the_kernel_that_fits_and_says_why_not_the_others(facts, chos
         (GPU, dict(K=136, value_width=136), "heads of 136"),
         (GPU, dict(value_width=32), "heads of 64 and 32"),
         (GPU, dict(packed=True), "packed segments"),
+        (GPU, dict(scattered=True), "padding at the end alone"),
         (GPU, dict(mesh=(("sequence", 2),)), "the mesh cuts the sequence into 2"),
         (GPU, dict(mesh=MESH, B=6), "B = 6 does not divide into the 4 parts"),
         (TPU, dict(backend="gpu"), "it is for tpu, this is gpu"),

@@ -265,7 +265,7 @@ def hide(config, outputs: dict, theirs: dict) -> dict[str, jax.Array]:
     hidden = {}
     for key, x in outputs.items():
         place = places.get(key, blind_BT[..., None])
-        hidden[key] = x if x.ndim < place.ndim else jnp.where(place, jnp.nan, x)
+        hidden[key] = x if x.ndim < place.ndim else np.where(place, np.nan, x)
     return hidden | loss(config, hidden, theirs)
 
 

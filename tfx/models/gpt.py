@@ -69,7 +69,7 @@ SIZES = {"base": {}}
 def check(config: Config) -> None:
     """Raise a ValueError where fields do not fit each other."""
     layers.check(config)
-    if config.summary not in SUMMARIES:
+    if config.head == "choice" and config.summary not in SUMMARIES:
         choices = ", ".join(SUMMARIES)
         raise ValueError(f"model.summary (summary_type) = '{config.summary}': tfx has {choices}")
 
@@ -271,24 +271,19 @@ class GPT(nn.Module):
             self.norm = layers.norm(c)()
         self.drop, self.head_drop = Dropout(c.embedding_dropout), Dropout(c.head_dropout)
         self.decoder = layers.stack(c, True, kind=ByDepth if c.by_depth else Stack, block=Reader)
-        if c.head in ("tokens", "span"):
-            self.classifier = Linear("BTD,DL->BTL", {"L": c.classes if c.head == "tokens" else 2})
-        if c.head == "classify" or (c.head == "choice" and c.summary_width != "none"):
-            count = (
-                {"one": 1, "width": c.width}.get(c.summary_width)
-                if c.head == "choice"
-                else c.classes
-            )
-            self.classifier = Linear("BD,DL->BL", {"L": count}, bias=c.head == "choice")
+        outputs = {"classify": c.classes, "tokens": c.classes, "span": 2}
+        outputs["choice"] = {"one": 1, "width": c.width}.get(c.summary_width)
+        if count := outputs.get(c.head):
+            spec = "BTD,DL->BTL" if c.head in ("tokens", "span") else "BD,DL->BL"
+            self.classifier = Linear(spec, {"L": count}, bias=c.head != "classify")
 
     def decode(self, batch, train: bool = False):
         """States [B, T, D] of `batch["ids"]` [B, T], each seeing itself and those before it. There
         may be `mask` [B, T], 0 on padding, `positions`, `types`, ids of what is added to each
         token, and, of packed texts, `segments`."""
         packed_BT = batch.get("segments")
-        seen = Visible(
-            packed_BT, batch.get("mask") if packed_BT is None else packed_BT, causal=True
-        )
+        mask_BT = batch.get("mask") if packed_BT is None else packed_BT
+        seen = Visible(packed_BT, mask_BT, causal=True, scattered="mask" in batch)
         x_BTD = self._embed(batch["ids"], batch.get("positions"), batch.get("types"))
         return self.decoder(self.drop(x_BTD, train), seen, train=train)[0]
 
@@ -349,11 +344,12 @@ class GPT(nn.Module):
         mask_BS = batch.get("mask", jnp.ones_like(ids_BS)) > 0
         places_BS = batch.get("positions", jnp.maximum(jnp.cumsum(mask_BS, -1) - 1, 0))
         places_BS = jnp.broadcast_to(places_BS, ids_BS.shape)
-        seen = Visible(None, mask_BS, causal=True, queries_BT=places_BS, keys_BS=places_BS)
+        placed = dict(queries_BT=places_BS, keys_BS=places_BS)
+        seen = Visible(None, mask_BS, causal=True, scattered=True, **placed)
         x_BSD = self._embed(ids_BS, places_BS, batch.get("types"))
         _, memory = self.decoder(x_BSD, seen, cache=self.init_cache(*ids_BS.shape))
         last_B1 = _last(mask_BS)[:, None]
-        mask_BS &= jnp.arange(ids_BS.shape[1]) < last_B1
+        mask_BS &= jnp.arange(ids_BS.shape[1])[None] < last_B1
         begin_B1 = jnp.take_along_axis(places_BS, last_B1, -1)
         return Context(memory, mask_BS, places_BS, begin_B1)
 
@@ -381,7 +377,8 @@ class GPT(nn.Module):
 
 def _last(is_token):
     """Where the last of them is, along the last axis; 0 where there is none."""
-    return (jnp.arange(is_token.shape[-1]) * (is_token > 0)).max(-1)
+    is_token = is_token > 0
+    return (jnp.cumsum(is_token, -1) * is_token).argmax(-1)
 
 
 MODEL = GPT

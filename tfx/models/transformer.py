@@ -133,7 +133,7 @@ class Transformer(nn.Module):
         """States [B, S, D] of `batch["source"]` [B, S]; id 0 is padding, unless
         `batch["source_mask"]` says which are tokens."""
         packed_BS = batch.get("source_segments")
-        itself = Visible(packed_BS, _tokens(batch))
+        itself = Visible(packed_BS, _tokens(batch), scattered="source_mask" in batch)
         x_BSD = self.source_embed(batch["source"])
         x_BSD = self.positions(x_BSD, 0, batch.get("source_positions"))
         x_BSD = self.source_norm(x_BSD) if self.config.embedding_norm else x_BSD
@@ -144,8 +144,9 @@ class Transformer(nn.Module):
         it (but where `batch["target_mask"]` is 0) and the memory."""
         packed_BT = batch.get("target_segments")
         # Padding is last, so what comes before a token is none, unless a mask says otherwise.
-        itself = Visible(packed_BT, batch.get("target_mask", packed_BT), causal=True)
-        across = Visible(packed_BT, _tokens(batch))
+        mask_BT, scattered = batch.get("target_mask", packed_BT), "target_mask" in batch
+        itself = Visible(packed_BT, mask_BT, causal=True, scattered=scattered)
+        across = Visible(packed_BT, _tokens(batch), scattered="source_mask" in batch)
         x_BTD = self._embed_target(batch["target_in"], 0, batch.get("target_positions"))
         x_BTD = self.drop(x_BTD, train)
         return self.decoder(x_BTD, itself, memory_BSD, across, train=train)[0]

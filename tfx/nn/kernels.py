@@ -32,10 +32,11 @@ class Visible:
     own segment where queries have segments, and not after it where `causal`; and how far it is
     to them.
 
-    Queries that have segments need keys that have. Kernels take padding to be at the end where
-    they have none.
+    Queries that have segments need keys that have. Where they have none, padding is at the end,
+    unless it is `scattered`.
 
     Attributes:
+      scattered: padding may be anywhere, such as before a text.
       allowed_B1TS: those that may be read, said one by one; the others are hidden too.
       queries_BT, keys_BS: positions; None: 0, 1, 2, ...
       bias_BHTS: added to the scores.
@@ -44,6 +45,7 @@ class Visible:
     query_segments_BT: jax.Array | None = None
     key_segments_BS: jax.Array | None = None
     causal: bool = struct.field(pytree_node=False, default=False)
+    scattered: bool = struct.field(pytree_node=False, default=False)
     allowed_B1TS: jax.Array | None = None
     queries_BT: jax.Array | None = None
     keys_BS: jax.Array | None = None
@@ -92,6 +94,7 @@ class Facts:
     score: str = "scaled"
     dropout: float = 0.0  # of the weights in this call: 0 unless training
     packed: bool = False
+    scattered: bool = False
     needs_scores: str = ""  # why this call needs the scores themselves, if it does
     mesh: tuple[tuple[str, int], ...] = ()  # axes and their sizes
 
@@ -148,6 +151,8 @@ def _obstacles(name: str, f: Facts) -> Iterator[str]:
             yield f"heads of {f.K} and {f.value_width}: it takes equal multiples of 8 up to 128"
         if f.packed:
             yield "packed segments would become a mask [B, 1, T, S]"
+        if f.scattered:
+            yield "it takes padding at the end alone"
 
 
 def _losses(name: str, f: Facts) -> Iterator[str]:
@@ -178,6 +183,7 @@ def facts_of(q_BTHK, k_BSHK, v_BSHK, mask: Visible, **rest) -> Facts:
         S=k_BSHK.shape[1],
         value_width=v_BSHK.shape[-1],
         packed=mask.query_segments_BT is not None,
+        scattered=mask.scattered,
         mesh=tuple(mesh.shape.items()),
         **rest,
     )
