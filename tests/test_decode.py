@@ -555,8 +555,10 @@ def test_no_sequence_of_tokens_comes_twice(how, n):
 def test_search_does_what_the_config_says(monkeypatch, how, name, args, options):
     monkeypatch.setattr(decode, name, lambda *a, **k: (a, k))
     model = ("step", "init", "context", "limit", 9)
-    called = decode.search(*model, how, begin_B="b", prefix_BP="p", keys_B="k", ids="i", least=4)
+    called = decode.search(
+        *model, how, begin_B="b", before_BP="a", prefix_BP="p", keys_B="k", ids="i", least=4
+    )
     assert called == (
         (*model, *args),
-        dict(begin_B="b", prefix_BP="p", ids="i", no_repeat=0, least=4, **options),
+        dict(begin_B="b", before_BP="a", prefix_BP="p", ids="i", no_repeat=0, least=4, **options),
     )

@@ -67,6 +67,7 @@ def search(
     how,
     *,
     begin_B=None,
+    before_BP=None,
     prefix_BP=None,
     keys_B=None,
     ids=OURS,
@@ -84,6 +85,7 @@ def search(
         ended there is returned as it is. 0: a row that nobody needs.
       length: a static bound on limit_B.
       begin_B: the token that each sentence reads first, instead of `ids.bos`.
+      before_BP: what stands before that, for `how.no_repeat` to see.
       prefix_BP: tokens that every hypothesis begins with, NONE behind; they count in its
         score and its length like the others.
       keys_B: for sampling, one PRNG key a sentence, so that what is drawn for a sentence
@@ -94,7 +96,14 @@ def search(
     """
     model, common = (
         (step, init_cache, context, limit_B, length),
-        dict(begin_B=begin_B, prefix_BP=prefix_BP, ids=ids, no_repeat=how.no_repeat, least=least),
+        dict(
+            begin_B=begin_B,
+            before_BP=before_BP,
+            prefix_BP=prefix_BP,
+            ids=ids,
+            no_repeat=how.no_repeat,
+            least=least,
+        ),
     )
     if how.method == "greedy":
         return greedy(*model, **common)
@@ -125,6 +134,7 @@ class Given(NamedTuple):
     limit_B: jax.Array
     prefix_BP: jax.Array | None = None
     keys_B: jax.Array | None = None
+    before_BP: jax.Array | None = None
 
 
 def advance(body, state, given, init_cache, W, length, first, least):
@@ -197,6 +207,7 @@ def beam_search(
     stop="exact",
     unended="last",
     begin_B=None,
+    before_BP=None,
     prefix_BP=None,
     ids=OURS,
     no_repeat=0,
@@ -208,19 +219,19 @@ def beam_search(
     The score of n tokens, EOS counted and BOS not, is their log-probability divided by
     ((5+n)/6)^alpha (gnmt) or n^alpha (length), alpha >= 0. Each step ranks the 2*beam best
     candidates. An EOS among the first `beam` of them ends a hypothesis, a later one is
-    dropped, and the best of the others live on: the rule of fairseq and HF. What has not
-    ended at its limit fills the places that are left, behind all that has; or, with
-    unended="ranked", is ranked among them by its score (HF).
-    stop="full" leaves a sentence once `beam` hypotheses have ended (HF's early_stopping=True);
-    stop="current" once nothing alive would enter the kept ones if it ended now (HF's default).
-    stop="exact" leaves it once nothing alive can still enter the kept ones. Probability
-    only falls: what descends from a beam at log-probability s <= 0 ends at some s' <= s,
-    and at some n <= limit. Both penalties are positive and never fall as n grows, so
-    s'/penalty(n) <= s'/penalty(limit) <= s/penalty(limit). If that bound, for the best
-    beam alive, does not exceed the worst of `beam` kept scores, going on changes nothing.
+    dropped, and the best of the others live on: the rule of fairseq and HF. What has not ended
+    at its limit fills the places that are left; with unended="ranked" it has the place of its
+    score (HF).
+
+    stop="full" leaves a sentence once `beam` hypotheses have ended (HF's early_stopping=True),
+    "current" once nothing alive would be kept if it ended now (HF's default), "exact" once
+    nothing alive can still enter the kept ones. Probability only falls: what descends from a
+    beam at log-probability s <= 0 ends at some s' <= s, and at some n <= limit. Both penalties
+    are positive and never fall as n grows, so s'/penalty(n) <= s'/penalty(limit) <=
+    s/penalty(limit). If that bound, for the best beam alive, does not exceed the worst of
+    `beam` kept scores, going on changes nothing.
     """
-    B, W = limit_B.shape[0], beam
-    limit_B = jnp.minimum(limit_B, length)
+    B, W, limit_B = len(limit_B), beam, jnp.minimum(limit_B, length)
     divisor = lambda n: PENALTIES[penalty](n, alpha)
     beams_of = lambda B: jnp.broadcast_to(jnp.arange(W)[None], (B, W))
     positions_11T = jnp.arange(length + 1)[None, None]
@@ -235,15 +246,14 @@ def beam_search(
         offsets_BW = state.scores_BW - normaliser(logits_BWV)
         if no_repeat:
             written_BWT = read(state.written_BWT, state.ancestors_BWT)
-            logits_BWV = unrepeated(logits_BWV, written_BWT, t, no_repeat)
+            logits_BWV = unrepeated(logits_BWV, written_BWT, t, no_repeat, given.before_BP)
         scores_BC, parents_BC, tokens_BC = candidates(
             logits_BWV, offsets_BW, 2 * W, forced(given.prefix_BP, t, B), ids.banned
         )
 
         ends_BW = (tokens_BC[:, :W] == ids.eos) & ~done_B1
         ended_BW = jnp.where(ends_BW, scores_BC[:, :W] / divisor(t + 1), DEAD)
-        kept_BC = jnp.concatenate([state.kept_scores_BW, ended_BW], axis=1)
-        kept_BW, places_BW = top(kept_BC, W)
+        kept_BW, places_BW = top(jnp.concatenate([state.kept_scores_BW, ended_BW], axis=1), W)
         origins_BC = jnp.concatenate([beams_BW, W + parents_BC[:, :W]], axis=1)
         ancestors_BCT = jnp.concatenate([state.kept_ancestors_BWT, state.ancestors_BWT], axis=1)
         kept_ancestors_BWT = pick(ancestors_BCT, pick(origins_BC, places_BW))
@@ -281,7 +291,7 @@ def beam_search(
         kept_scores_BW=jnp.full((B, W), DEAD),
         kept_ancestors_BWT=nobody_BWT,
     )
-    given = Given(context, limit_B, prefix_BP)
+    given = Given(context, limit_B, prefix_BP, before_BP=before_BP)
     end = advance(body, start, given, init_cache, W, length, first, least)
     return gather(end, end.scores_BW / divisor(limit_B)[:, None], limit_B, unended, ids.eos)
 
@@ -304,19 +314,22 @@ def read(written_BWT, ancestors_BWT):
     return jnp.take_along_axis(written_BWT, ancestors_BWT, axis=1, mode="clip")
 
 
-def unrepeated(logits_BWV, history_BWT, t, n):
+def unrepeated(logits_BWV, history_BWT, t, n, before_BP=None):
     """The logits without the tokens that would make a sequence of n tokens a second time (Paulus
-    et al., 2018, 2.5). The first token read counts; t is the position of the last one."""
+    et al., 2018, 2.5). The first token read counts, and what stands before it; t is the position
+    of the last one."""
+    if before_BP is not None:
+        (B, W, _), P = history_BWT.shape, before_BP.shape[1]
+        before_BWP = jnp.broadcast_to(before_BP[:, None], (B, W, P))
+        history_BWT, t = jnp.concatenate([before_BWP, history_BWT], axis=2), t + P
     places_T, V = jnp.arange(history_BWT.shape[-1]), logits_BWV.shape[-1]
     repeats_BWT = jnp.broadcast_to(places_T[None, None] <= t, history_BWT.shape)
     repeats_BWT &= places_T[None, None] >= n - 1
     for back in range(1, n):  # each of the n - 1 before place s against each of the last n - 1
         last_BW = lax.dynamic_index_in_dim(history_BWT, t - back + 1, 2, keepdims=False)
         repeats_BWT &= jnp.roll(history_BWT, back, axis=2) == last_BW[..., None]
-    hidden = lambda logits_V, history_T, repeats_T: logits_V.at[
-        jnp.where(repeats_T, history_T, V)
-    ].set(DEAD, mode="drop")
-    return jax.vmap(jax.vmap(hidden))(logits_BWV, history_BWT, repeats_BWT)
+    hide = jax.vmap(jax.vmap(lambda logits_V, ids_T: logits_V.at[ids_T].set(DEAD, mode="drop")))
+    return hide(logits_BWV, jnp.where(repeats_BWT, history_BWT, V))
 
 
 def gather(end, unended_BW, limit_B, unended, eos):
@@ -365,6 +378,7 @@ def greedy(
     length,
     *,
     begin_B=None,
+    before_BP=None,
     prefix_BP=None,
     ids=OURS,
     no_repeat=0,
@@ -376,7 +390,7 @@ def greedy(
     def choose(logits_BWV, t, given):
         return best(logits_BWV, jnp.zeros(logits_BWV.shape[:2]), 1, ids.banned)[2]
 
-    given = Given(context, limit_B, prefix_BP)
+    given = Given(context, limit_B, prefix_BP, before_BP=before_BP)
     return walk(choose, step, init_cache, given, length, 1, begin_B, ids, no_repeat, first, least)
 
 
@@ -393,6 +407,7 @@ def sample(
     top_k=0,
     top_p=1.0,
     begin_B=None,
+    before_BP=None,
     prefix_BP=None,
     ids=OURS,
     no_repeat=0,
@@ -417,7 +432,7 @@ def sample(
         keys = jax.vmap(jax.random.fold_in, (0, None))(given.keys_B, t)
         return jax.vmap(draw)(keys, p_BWV)
 
-    given = Given(context, limit_B, prefix_BP, keys_B)
+    given = Given(context, limit_B, prefix_BP, keys_B, before_BP)
     return walk(
         choose, step, init_cache, given, length, samples, begin_B, ids, no_repeat, first, least
     )
@@ -434,7 +449,7 @@ def walk(choose, step, init_cache, given, length, W, begin_B, ids, no_repeat, fi
         logits_BWV, cache = step(tokens_BW, cache, t, mask_BWS, given.context)
         offsets_BW = state.scores_BW - normaliser(logits_BWV)
         if no_repeat:
-            logits_BWV = unrepeated(logits_BWV, state.written_BWT, t, no_repeat)
+            logits_BWV = unrepeated(logits_BWV, state.written_BWT, t, no_repeat, given.before_BP)
         forced_B1 = forced(given.prefix_BP, t, B)[:, None]
         tokens_BW = jnp.where(forced_B1 != NONE, forced_B1, choose(logits_BWV, t, given))
         scores_BW = jnp.take_along_axis(logits_BWV, tokens_BW[..., None], axis=2)[..., 0]

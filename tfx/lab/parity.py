@@ -202,13 +202,15 @@ def generate(found: pretrained.Pretrained, theirs: dict, width: int, settings: d
     rows, most = len(theirs["input_ids"]), s["max_new_tokens"]
     batch = models.family(model.config).FORMAT.batch(about, {**theirs, "decoder_input_ids": None})
     prompt = [] if about.get("is_encoder_decoder") else np.asarray(theirs["input_ids"])
-    begin_B = jnp.asarray(prompt[:, -1], int) if len(prompt) else None
+    before = {}
+    if len(prompt):
+        before = dict(begin_B=jnp.asarray(prompt[:, -1]), before_BP=jnp.asarray(prompt[:, :-1]))
 
     def search(params, batch):
         apply, limit_B = partial(model.apply, {"params": params}), jnp.full(rows, most)
         context, step = apply(batch, method="start"), _forced(apply, most, about | s)
         parts = step, partial(model.init_cache, rows), context, limit_B, most, how
-        return decode.search(*parts, begin_B=begin_B, ids=Ids(start, end, ()), least=rows)
+        return decode.search(*parts, **before, ids=Ids(start, end, ()), least=rows)
 
     found = jax.device_get(jit(search)(found.params, batch))
     kept = s.get("num_return_sequences", 1)

@@ -180,7 +180,8 @@ class Bert(nn.Module):
             types_BT = batch.get("types", jnp.zeros_like(batch["ids"]))
             x_BTD += self.types_LD[types_BT].astype(x_BTD.dtype)
         x_BTD = self.norm(x_BTD) if self.config.embedding_norm else x_BTD
-        seen = Visible(packed_BT, batch.get("mask", packed_BT), scattered="mask" in batch)
+        mask_BT = batch.get("mask") if packed_BT is None else packed_BT
+        seen = Visible(packed_BT, mask_BT, scattered="mask" in batch)
         return self.encoder(self.drop(x_BTD, train), seen, train=train)[0]
 
     def predict(self, batch, train: bool = False) -> dict:
