@@ -24,8 +24,9 @@ from tfx.nn.linear import Product
 from tfx.schema import Decode
 
 LIMIT = 1e-5  # of outputs, against max(1, the largest of the reference)
-# Of each gradient against its largest; of losses; of the scores of searches.
-LIMITS = {"grad": 1e-4, "adamw": 1e-4, "scores": 1e-4}
+# Of each gradient against its largest; of losses, for Adam makes as much of a gradient's last digits
+# as of a large one (a reference in float32 was 1.1e-4 off one in float64); of a search's scores.
+LIMITS = {"grad": 1e-4, "adamw": 5e-4, "scores": 1e-4}
 # Each program runs once, or six times: what takes time is compiling.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
