@@ -24,7 +24,7 @@ from tfx.nn.linear import Product
 from tfx.schema import Decode
 
 LIMIT = 1e-5  # of outputs, against max(1, the largest of the reference)
-# Of each gradient against its largest; of losses, for Adam makes as much of a gradient's last digits
+# Of each gradient against its largest; of losses, as Adam makes as much of a gradient's last digit
 # as of a large one (a reference in float32 was 1.1e-4 off one in float64); of a search's scores.
 LIMITS = {"grad": 1e-4, "adamw": 5e-4, "scores": 1e-4}
 # Each program runs once, or six times: what takes time is compiling.
