@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
-"""Fetch a public data set, check every file, and leave line-parallel text in a folder.
+"""Fetch a public data set, check every file, and leave in a folder what data.train can name.
 
     python scripts/prepare_data.py multi30k --out data/multi30k
 
-Files that already lie in the folder are checked, never fetched again; without a network, the
-message says which ones to put there by hand. A file whose sha256 is published is held to it;
-of any other, the first that comes is trusted, and its sha256, with those of the text files made
-(train.de, train.en, valid.de, ...), is kept in DIR/SHA256SUMS and held to from then on.
+Files that already lie in the folder, as they are or as .gz, are checked, never fetched again;
+without a network, the message says which ones to put there by hand. A file whose sha256 is
+published is held to it; of any other, the first that comes is trusted, and its sha256, with those
+of the files made (train.de, train.en, ...), is kept in DIR/SHA256SUMS and held to from then on.
 """
 
 import argparse
 import contextlib
 import gzip
 import hashlib
+import json
 import re
 import shutil
 import sys
@@ -20,11 +21,13 @@ import tarfile
 import tempfile
 import tomllib
 import urllib.request
+import zipfile
 import zlib
 from collections.abc import Iterator
 from http.client import HTTPException
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 DATA_SETS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 TIMEOUT = 10  # seconds without a byte from a server
@@ -35,21 +38,22 @@ LINE_CAP = 1 << 20  # bytes, as in tfx/data/text.py
 
 
 def prepare(name: str, folder: Path):
-    """Check, fetch, unpack; ValueError says in one line what a person must do."""
+    """Check, fetch, unpack, reshape; ValueError says in one line what a person must do."""
     data, recorded = DATA_SETS[name], _read_sums(folder / "SHA256SUMS")
     files, sums = dict(_files(data["from"])), {}
     for file, (sha256, _) in files.items():
-        forms = (folder / file, folder / f"{file}.gz")  # a plain file may lie there gzipped
-        if path := next(filter(Path.exists, forms), None):
-            sums[file] = _checked(path, sha256 or recorded.get(file), path == forms[1])
+        if path := _found(folder, file):
+            sums[file] = _checked(path, sha256 or recorded.get(file), path != folder / file)
     print(f"{name}: {len(sums)} of {len(files)} files found in {folder}, none of them damaged")
     made = [f"{split}.{side}" for split in SPLITS for side in data.get("languages", ())]
-    if made and all(file in recorded and (folder / file).exists() for file in made):
-        for file in made:
-            _checked(folder / file, recorded[file])
+    made += [file for file, *_ in data.get("make", ())]
+    ready = _ready(made, dict(_table(data.get("known", ""))) | recorded, folder)
+    if made and len(ready) == len(made):
         print(f"{name}: ready: {' '.join(made)}")
         return
-    for file in [file for file in files if file not in sums]:
+    ready = {} if "languages" in data else _reshape(data, folder, sums, ready)
+    needed = {source for file, source, *_ in data.get("make", ()) if file not in ready}
+    for file in [file for file in files if file not in sums and (file in needed or not needed)]:
         try:
             sums[file] = _fetch(files[file][1], folder / file, files[file][0])
         except OSError as error:
@@ -57,11 +61,12 @@ def prepare(name: str, folder: Path):
                 f"{name}: {file} cannot be fetched ({error}); put into {folder} by hand, then "
                 f"run again: {_by_hand(data['from'], sums)}"
             ) from None
-    if made:
-        sums |= _make(data, folder)
-        rows = (f"{sha256}  {file}\n" for file, sha256 in sorted(sums.items()))
-        (folder / "SHA256SUMS").write_text("".join(rows))
-    for file in (file for file, (sha256, _) in files.items() if not sha256):
+    trusted = [file for file, (sha256, _) in files.items() if not sha256 and file in sums]
+    if "languages" in data:
+        _write_sums(folder, sums | _make(data, folder))
+    elif made or trusted:
+        _write_sums(folder, sums | _reshape(data, folder, sums, ready))
+    for file in trusted:
         print(f"{file}: no sha256 is published; on first use trusted and kept: {sums[file]}")
     print(f"{name}: ready: {' '.join(made) or f'{len(files)} files'}")
 
@@ -69,9 +74,27 @@ def prepare(name: str, folder: Path):
 def _files(places: list[dict]) -> Iterator[tuple[str, tuple[str, list[str]]]]:
     """(file in the folder, (its sha256 or "", URLs))."""
     for place in places:
-        for sha256, file in map(str.split, place["sha256"].strip().splitlines()):
+        for file, sha256 in _table(place["sha256"]):
             here = place.get("folder", "") + file
             yield here, (sha256.strip("?"), [url + file for url in place["urls"]])
+
+
+def _table(rows: str) -> Iterator[tuple[str, str]]:
+    """(file, sha256) from what sha256sum prints."""
+    for row in rows.strip().splitlines():
+        sha256, file = row.split()
+        yield file, sha256
+
+
+def _found(folder: Path, file: str) -> Path | None:
+    """Where a file lies; a plain one may lie there gzipped."""
+    return next(filter(Path.exists, (folder / file, folder / f"{file}.gz")), None)
+
+
+def _ready(made: list[str], known: dict[str, str], folder: Path) -> dict[str, str]:
+    """What was made before, here or elsewhere, and its sha256."""
+    found = {file: path for file in made if file in known and (path := _found(folder, file))}
+    return {file: _checked(at, known[file], at != folder / file) for file, at in found.items()}
 
 
 def _by_hand(places: list[dict], have: dict) -> str:
@@ -117,6 +140,59 @@ def _fetch(urls: list[str], path: Path, expected: str) -> str:
         finally:
             part.unlink(missing_ok=True)
     raise OSError("; ".join(reasons))
+
+
+def _reshape(data: dict, folder: Path, sums: dict, ready: dict) -> dict[str, str]:
+    """Make what is not ready of the files that are there; the sha256 of all that is made."""
+    ready = dict(ready)
+    for file, source, *part in data.get("make", ()):
+        if file in ready or source not in sums:
+            continue
+        print(file, "<-", source, *part, flush=True)
+        scratch = folder / f"{file}.part"
+        try:
+            with scratch.open("wb") as out:
+                _shape(_found(folder, source), part, data.get("pairs"), out)
+            scratch.replace(folder / file)
+        finally:
+            scratch.unlink(missing_ok=True)
+        ready[file] = _checked(folder / file)
+        _write_sums(folder, sums | ready)
+    return ready
+
+
+def _shape(path: Path, part: list[str], pairs: dict | None, out: BinaryIO):
+    """A member of a .zip; a share of a text, from:to; or pairs of rows that have several keys."""
+    if path.suffix == ".zip":
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open(part[0]) as member:
+                shutil.copyfileobj(member, out, 1 << 20)
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+            raise ValueError(f"{path}: damaged, or another archive ({error}); delete it") from None
+        return
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+        content = stream.read()
+    if part:
+        first, last = (int(float(at) * len(content)) for at in part[0].split(":"))
+        out.write(content[first:last])
+        return
+    for number, line in enumerate(content.decode().removesuffix("\n").split("\n"), 1):
+        try:
+            row = json.loads(line)
+            texts = [_flat(row[key]) for key in pairs["target"] if key in row]
+            first, *further = [text for several in texts for text in several]
+            (source,) = _flat(row[pairs["source"]], glue=True)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}:{number}: not a row of it ({error!r}); delete it") from None
+        pair = {"source": source, "target": first, "references": further}
+        out.write(f"{json.dumps(pair, ensure_ascii=False)}\n".encode())
+
+
+def _flat(value: str | list[str], glue: bool = False) -> list[str]:
+    """Texts; of a list each on one line, and all together as one where they are sentences."""
+    if isinstance(value, str):
+        return [value]
+    return [" ".join(text.split()) for text in ([" ".join(value)] if glue else value)]
 
 
 def _make(data: dict, folder: Path) -> dict[str, str]:
@@ -217,6 +293,11 @@ def _alike(pair: tuple[bytes, bytes], longest: int) -> bool:
     """Moses' rule for training pairs, 1.5 times the words at most, punctuation marks counted."""
     short, long = sorted(len(re.findall(r"\w+|[^\w\s]", line.decode())) for line in pair)
     return long <= longest and long <= 1.5 * short
+
+
+def _write_sums(folder: Path, sums: dict[str, str]):
+    rows = (f"{sha256}  {file}\n" for file, sha256 in sorted(sums.items()))
+    (folder / "SHA256SUMS").write_text("".join(rows))
 
 
 def _read_sums(path: Path) -> dict[str, str]:

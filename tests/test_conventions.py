@@ -19,7 +19,17 @@ LAYERS = [
     ["nn", "decode", "choose", "sharding", "metrics", "bucket", "data"],
     ["models", "objectives"],
     [
-        *("config", "schema", "workdir", "assemble", "checkpoint", "pretrained", "state"),
+        *(
+            "config",
+            "schema",
+            "workdir",
+            "assemble",
+            "adopt",
+            "scores",
+            "checkpoint",
+            "pretrained",
+            "state",
+        ),
         *("optim", "hosts", "flops"),
     ],
     ["train", "evaluate", "translate"],

@@ -1,13 +1,18 @@
-"""The formula is the sum one would write down, and what XLA counts where XLA counts right."""
+"""The formula is the sum one would write down, and what programs do where they can be counted."""
 
 import dataclasses
+import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import linen as nn
+from jax.extend.core import jaxprs_in_params
 
-from tfx import flops
+from tfx import flops, models
 from tfx.models.transformer import Config, Transformer
+from tfx.objectives import OBJECTIVES
 
 SHAPE = 2, 3, 5  # rows, source, target
 SMALL = Config(width=8, depth=1, heads=2, mlp=16, vocab=11)
@@ -78,6 +83,102 @@ def test_xla_counts_the_same_in_an_unrolled_forward_pass(changes):
 
 def _zeros(batch):
     return {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in batch.items()}
+
+
+# ------------------------------------------------------ batches of every family and objective
+
+ROWS, LENGTH, CHOSEN, CHOICES = 2, 24, 4, 3
+TEXT = dict(ids="BT", mask="BT")
+TAGGED = TEXT | dict(targets="BT", weights="BT")
+MASKED = TEXT | dict(masked="BP", targets="BP", weights="BP")
+PERMUTED = TEXT | dict(perm_mask="BTT", target_mapping="BPT", targets="BP", weights="BP")
+PAIR = dict(source="BT", target_in="BS", target_out="BS", weights="BS")
+CHOICE = dict(ids="BCT", mask="BCT", label="B")
+LABEL, SPAN = TEXT | dict(label="B"), TEXT | dict(start="B", end="B")
+COUNTED = [
+    ("transformer", {}, "seq2seq", PAIR),
+    ("t5", dict(head="lm"), "text_to_text", PAIR),
+    ("t5", dict(head="classify"), "classify", LABEL),
+    ("t5", dict(head="span"), "span_qa", SPAN),
+    ("t5", dict(head="tokens"), "tag", TAGGED),
+    ("bert", dict(head="mlm"), "masked_lm", MASKED),
+    ("bert", dict(head="pretraining"), "masked_lm", MASKED | dict(nsp="B")),
+    ("bert", dict(head="classify"), "classify", LABEL),
+    ("bert", dict(head="choice"), "multiple_choice", CHOICE),
+    ("bert", dict(head="mlm"), "causal_lm", TAGGED),  # logits of all, as distillation wants them
+    ("roberta", dict(head="mlm"), "masked_lm", MASKED),
+    ("roberta", dict(head="tokens"), "tag", TAGGED),
+    ("distilbert", dict(head="mlm"), "masked_lm", MASKED),
+    ("distilbert", dict(head="span"), "span_qa", SPAN),
+    ("gpt", dict(head="causal"), "causal_lm", TAGGED),
+    ("gpt2", dict(head="classify"), "classify", LABEL),
+    ("gpt2", dict(head="choice"), "multiple_choice", CHOICE),
+    ("xlnet", dict(head="lm"), "permutation_lm", PERMUTED),
+    ("xlnet", dict(head="choice"), "multiple_choice", CHOICE),
+]
+
+
+def shapes_of(axes):
+    """A batch without numbers."""
+    sizes = dict(B=ROWS, T=LENGTH, S=LENGTH // 2, P=CHOSEN, C=CHOICES)
+    dtype = lambda name: jnp.float32 if name in ("weights", "target_mapping") else jnp.int32
+    shape = lambda letters: tuple(sizes[letter] for letter in letters)
+    return {name: jax.ShapeDtypeStruct(shape(at), dtype(name)) for name, at in axes.items()}
+
+
+def products(jaxpr):
+    """FLOPs of the matrix products of a jaxpr, and of those inside of its parts."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            summed = math.prod(left[axis] for axis in contracted)
+            total += 2 * summed * math.prod(equation.outvars[0].aval.shape)
+        inner = map(products, jaxprs_in_params(equation.params))
+        total += equation.params.get("length", 1) * sum(inner)
+    return total
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("family, settings, objective, axes", COUNTED)
+def test_programs_have_the_products_of_the_formula(family, settings, objective, axes, scan):
+    """Of the loss, from the batch on: what it leaves out is next to nothing."""
+    sizes = dict(width=64, depth=3, heads=4, mlp=256, vocab=500, scan=scan)
+    config = models.MODELS[family].Config(**sizes, **settings)
+    model, batch = models.build(config), shapes_of(axes)
+    apply = lambda params, batch, rngs, train: model.apply(
+        {"params": params}, batch, train, rngs=rngs, method="predict"
+    )
+    loss = OBJECTIVES[objective].loss
+    if objective in ("seq2seq", "text_to_text"):
+        loss = partial(loss, label_smoothing=0.0, smoothing="uniform", z_loss=0.0)
+    program = lambda params, batch: loss(apply, params, batch, None, False)
+    found = jax.make_jaxpr(program)(nn.unbox(models.shapes(model)), batch)
+    ours = flops.forward(config, flops.shape_of(batch))
+    assert ours <= products(found.jaxpr) <= 1.03 * ours
+
+
+@pytest.mark.parametrize(
+    "axes, shape",
+    [
+        (PAIR, (ROWS, LENGTH, LENGTH // 2)),
+        (LABEL, (ROWS, LENGTH, 0)),
+        (TAGGED, (ROWS, LENGTH, 0)),
+        (CHOICE, (ROWS * CHOICES, LENGTH, 0)),
+        (MASKED, (ROWS, LENGTH, CHOSEN)),
+        (PERMUTED, (ROWS, LENGTH, CHOSEN)),
+    ],
+)
+def test_batches_have_a_shape(axes, shape):
+    assert flops.shape_of(shapes_of(axes)) == shape
+
+
+def test_every_family_has_a_formula():
+    assert {*flops.FORMULAS} == {*models.MODELS.values()}
+
+
+# --------------------------------------------------------------------------------------- chips
 
 
 @pytest.mark.parametrize(

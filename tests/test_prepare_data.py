@@ -5,14 +5,19 @@ import gzip
 import hashlib
 import importlib.util
 import io
+import json
 import re
 import tarfile
 import time
+import tomllib
 import urllib.error
+import zipfile
 from email.message import Message
 from pathlib import Path
 
 import pytest
+
+from tfx.data import sources
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_data.py"
 
@@ -135,7 +140,10 @@ def test_a_download_cut_short(script, plain, out, capsys, monkeypatch):
     assert not list(out.glob("a.en*"))
 
 
-@pytest.mark.parametrize("name", ["multi30k", "wmt14_en_de", "wmt14_en_fr", "iwslt14_de_en"])
+NAMES = tomllib.loads(SCRIPT.with_suffix(".toml").read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_offline(script, name, out, capsys):
     start = time.monotonic()
     code, _, error = run(script, name, out, capsys)
@@ -147,6 +155,17 @@ def test_offline(script, name, out, capsys):
         assert re.search(
             rf"{re.escape(file)}[^;]* from [^;]*{re.escape(urls[0].rpartition('/')[0])}", error
         )
+
+
+def test_a_plain_file_that_is_trusted_is_held_to_afterwards(script, plain, web, out, capsys):
+    (place, _) = script.DATA_SETS[plain]["from"]
+    place["sha256"] = "?  a.en.gz\n"
+    code, printed, _ = run(script, plain, out, capsys)
+    assert code == 0 and "a.en.gz: no sha256 is published; on first use trusted" in printed
+    first = sha256((out / "a.en.gz").read_bytes())
+    (out / "a.en.gz").write_bytes(b"other")
+    code, _, error = run(script, plain, out, capsys)
+    assert code == 2 and f"sha256 is {sha256(b'other')}, not {first}" in error
 
 
 def test_out_is_a_file(script, plain, out, capsys):
@@ -292,6 +311,121 @@ def test_trusted_on_first_use_held_to_afterwards(script, talks, web, out, capsys
     assert code == 2 and f"sha256 is {sha256(second)}, not {first}" in error
 
 
+# ---- files made of others ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(script, web, monkeypatch):
+    """A data set of which every kind of file is made."""
+    with zipfile.ZipFile(web / "a.zip", "w") as archive:
+        archive.writestr("a/wiki.train.tokens", " = A = \n \n")
+        archive.writestr("../evil", "not wanted")
+    rows = [
+        {"id": "x", "source": ["One  sentence. ", "Two\nlines."], "target": ["A\u2028b", " c "]},
+        {"source": ["Three."], "target": ["d"]},
+    ]
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (web / "rows.jsonl").write_text(lines)  # no newline at the end
+    (web / "input.txt").write_text("0123456789\n" * 2)
+    row = lambda name: f"{sha256((web / name).read_bytes())}  {name}\n"
+    data = {
+        "about": "",
+        "from": [
+            {
+                "urls": [f"{web.as_uri()}/"],
+                "sha256": f"{row('a.zip')}?  rows.jsonl\n{row('input.txt')}",
+            }
+        ],
+        "make": [
+            ["train.txt", "a.zip", "a/wiki.train.tokens"],
+            ["rows.pairs.jsonl", "rows.jsonl"],
+            ["head.txt", "input.txt", "0:0.9"],
+            ["tail.txt", "input.txt", "0.9:1"],
+        ],
+        "known": f"{sha256(b'elsewhere')}  train.txt\n",
+        "pairs": {"source": "source", "target": ["target"]},
+    }
+    monkeypatch.setitem(script.DATA_SETS, "made", data)
+    return "made"
+
+
+def test_files_are_made(script, made, web, out, capsys):
+    code, printed, _ = run(script, made, out, capsys)
+    assert code == 0 and "ready: train.txt rows.pairs.jsonl head.txt tail.txt" in printed
+    assert (out / "train.txt").read_text() == " = A = \n \n"
+    assert (out / "head.txt").read_text() == "0123456789\n01234567"
+    assert (out / "tail.txt").read_text() == "89\n"
+    rows = (out / "rows.pairs.jsonl").read_text().removesuffix("\n").split("\n")
+    assert [json.loads(row) for row in rows] == [
+        {"source": "One sentence. Two lines.", "target": "A b", "references": ["c"]},
+        {"source": "Three.", "target": "d", "references": []},
+    ]
+    for folder in (web, out):
+        for name in ("a.zip", "rows.jsonl", "input.txt"):
+            (folder / name).unlink()
+    code, printed, _ = run(script, made, out, capsys)
+    assert code == 0 and "0 of 3 files found" in printed and "<-" not in printed
+    (out / "tail.txt").write_text("8")
+    code, _, error = run(script, made, out, capsys)
+    assert code == 2 and "tail.txt: sha256 is" in error
+
+
+def test_what_is_made_can_be_read(script, made, out, capsys):
+    assert run(script, made, out, capsys)[0] == 0
+    fields, path = "source,target,references", str(out / "rows.pairs.jsonl")
+    (corpus,) = sources.open_split("files", path, fields, "valid", "references")
+    (chunk,) = corpus.chunks()
+    assert chunk == (["One sentence. Two lines.", "Three."], [["A b", "c"], ["d"]])
+
+
+def test_what_lies_there_from_elsewhere_is_taken(script, made, web, out, capsys):
+    out.mkdir()
+    (out / "train.txt.gz").write_bytes(gzip.compress(b"elsewhere"))
+    (out / "rows.jsonl.gz").write_bytes(gzip.compress((web / "rows.jsonl").read_bytes()))
+    for file in web.iterdir():
+        file.unlink()
+    code, printed, error = run(script, made, out, capsys)
+    # The archive is not asked for, for nothing of it is wanted; rows are made of what is there.
+    assert code == 2 and "input.txt cannot be fetched" in error
+    assert "rows.pairs.jsonl <- rows.jsonl\n" in printed and (out / "rows.pairs.jsonl").exists()
+    assert "a.zip <-" not in printed and not (out / "train.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "row, pair",
+    [
+        ({"dialogue": "a\nb", "summary": "c"}, ("a\nb", "c", [])),
+        ({"dialogue": "a", "summary1": "c", "summary2": "d"}, ("a", "c", ["d"])),
+        ({"dialogue": "a"}, None),
+        ({"summary": "a"}, None),
+        ({"dialogue": 1, "summary": "a"}, None),
+        ([], None),
+    ],
+)
+def test_rows_with_several_keys(script, tmp_path, row, pair):
+    keys = {"source": "dialogue", "target": ["summary", "summary1", "summary2"]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    made = io.BytesIO()
+    if pair is None:
+        with pytest.raises(ValueError, match=r"a.jsonl:1: not a row of it \(.*\); delete it$"):
+            script._shape(tmp_path / "a.jsonl", [], keys, made)
+        return
+    script._shape(tmp_path / "a.jsonl", [], keys, made)
+    assert tuple(json.loads(made.getvalue()).values()) == pair
+
+
+@pytest.mark.parametrize("harm", ["cut", "page", "empty", "lacking"])
+def test_a_damaged_zip(script, tmp_path, harm):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("good", "x" * 1000)
+    whole = path.read_bytes()
+    broken = {"cut": whole[:-40], "page": b"<html>", "empty": b"", "lacking": whole}
+    path.write_bytes(broken[harm])
+    with pytest.raises(ValueError, match=r"a.zip: damaged, or another archive \(.*; delete it"):
+        script._shape(path, ["better"], None, io.BytesIO())
+
+
 # ---- hostile and damaged archives ----------------------------------------------------------------
 
 
@@ -359,15 +493,24 @@ def test_a_damaged_archive(script, tmp_path, harm):
 # ---- the table -----------------------------------------------------------------------------------
 
 
+# No sum of these is published.
+TRUSTED = {"iwslt14_de_en", "policyqa", "scitldr", "dialogsum"}
+
+
 def test_the_table(script):
     for name, data in script.DATA_SETS.items():
         files = dict(script._files(data["from"]))
         for sum_, urls in files.values():
-            assert re.fullmatch(r"[0-9a-f]{64}", sum_) or (sum_, name) == ("", "iwslt14_de_en")
+            assert re.fullmatch(r"[0-9a-f]{64}", sum_) or (not sum_ and name in TRUSTED)
             assert all(url.startswith("https://") for url in urls)
         for split in script.SPLITS:
             for archive, template in data.get(split, ()):
                 assert archive in files and "{side}" in template
+        made = [file for file, *_ in data.get("make", ())]
+        assert len(made) == len(set(made)) and not set(made) & files.keys()
+        for _, source, *part in data.get("make", ()):
+            assert source in files and bool(part) != ("pairs" in data)
+        assert dict(script._table(data.get("known", ""))).keys() <= set(made)
 
 
 def test_help_says_what_there_is(script, capsys):

@@ -1,14 +1,18 @@
 """From a config to the parts of a run: tokenizer, model, batches."""
 
 import dataclasses
+import itertools
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
-from tfx import models, sharding
-from tfx.data import pipeline, sources, tokenizer
-from tfx.objectives import OBJECTIVES
+from tfx import bucket, checkpoint, models, sharding
+from tfx.data import pipeline, sources, tokenizer, vocabulary
+from tfx.data.cache import totals
+from tfx.data.examples import Given
+from tfx.objectives import OBJECTIVES, name_of
 from tfx.schema import Config
 
 
@@ -16,30 +20,77 @@ def silent(line: str) -> None:
     """Says nothing."""
 
 
-def corpora(config: Config, split: str) -> list[sources.Corpus]:
-    """The corpora of train, valid or test."""
-    data = config.data
-    return sources.open_split(data.source, getattr(data, split), data.fields, split)
+def objective(config: Config):
+    """The file of a config's objective."""
+    return OBJECTIVES[name_of(config.objective)]
 
 
-def open_tokenizer(config: Config, directory: Path, say=silent) -> tokenizer.Tokenizer:
-    """The workdir's tokenizer; at first use it is learned from the training text and kept."""
+def corpora(config: Config, split: str, kind: str = "") -> list[sources.Corpus]:
+    """The corpora of train, valid or test, of the kind of rows that the objective reads."""
+    data, home = config.data, objective(config)
+    found = sources.open_split(
+        data.source, getattr(data, split), data.fields, split, kind or home.ROWS
+    )
+    return home.read(config.objective, found) if hasattr(home, "read") else found
+
+
+def open_tokenizer(config: Config, directory: Path, say=silent):
+    """The workdir's tokenizer; at first use it is that of `init_from`, or the one that is named,
+    or is learned from the training text; and kept."""
     if not (directory / "tokenizer.json").exists():
-        c, read = config.tokenizer, corpora(config, "train")
-        chunks = (chunk for corpus in read for chunk in corpus.chunks())
-        tags = sorted({corpus.tag for corpus in read} - {""})
-        settings = dict(joint=c.joint, lowercase=c.lowercase, path=c.path, tags=tags)
-        tokenizer.build(c.kind, c.vocab, chunks, **settings).save(directory)
+        place = config.init_from or config.tokenizer.path
+        taken = config.init_from or (place and Path(place).is_dir())
+        made = tokenizer_of(place) if taken else _learned(config)
+        made.save(directory)
     ids = tokenizer.load(directory)
     sizes = " and ".join(f"{n:,}" for n in sorted(set(ids.vocab_sizes)))
     say(f"tokenizer: {ids.kind}, {sizes} pieces")
     return ids
 
 
-def build_model(config: Config, ids: tokenizer.Tokenizer):
-    """The model of a config, for the vocabulary of a tokenizer."""
+def tokenizer_of(place: str):
+    """The tokenizer of a workdir or a folder of Hugging Face."""
+    if checkpoint.is_run(place):
+        return tokenizer.load(bucket.local(place))
+    return vocabulary.of_folder(place)
+
+
+def _learned(config: Config):
+    c, read, rows = config.tokenizer, corpora(config, "train"), objective(config).ROWS
+    chunks = (chunk for corpus in read for chunk in corpus.chunks())
+    if c.kind in ("bpe", "unigram", "bytes") and rows == "pair":
+        tags = sorted({corpus.tag for corpus in read} - {""})
+        settings = dict(joint=c.joint, lowercase=c.lowercase, path=c.path, tags=tags)
+        return tokenizer.build(c.kind, c.vocab, chunks, **settings)
+    if c.path:
+        raise ValueError(f"tokenizer.path={c.path}: want a workdir or a folder of Hugging Face")
+    return vocabulary.learn(c.kind, c.vocab, _lines(chunks), lowercase=c.lowercase)
+
+
+def _lines(chunks) -> Iterator[str]:
+    """All that is text in rows of any kind."""
+    for row in itertools.chain.from_iterable(zip(*chunk, strict=True) for chunk in chunks):
+        for value in row:
+            several = value if isinstance(value, list) else [value]
+            yield from (text for text in several if isinstance(text, str))
+
+
+def build_model(config: Config, ids):
+    """The model of a config, for the vocabulary of a tokenizer.
+
+    Raises:
+      ValueError: the embedding has fewer rows than the tokenizer has pieces.
+    """
     source, target = ids.vocab_sizes
-    runtime = dict(vocab=target, source_vocab=source, dtype=config.train.dtype)
+    if 0 < config.model.vocab < max(source, target):
+        pieces = max(source, target)
+        raise ValueError(
+            f"model.vocab = {config.model.vocab}: the tokenizer has {pieces:,} pieces; "
+            "put the one beside it that the model was trained with, or set model.vocab = 0"
+        )
+    runtime = dict(vocab=config.model.vocab or target, dtype=config.train.dtype)
+    if hasattr(config.model, "source_vocab"):
+        runtime["source_vocab"] = config.model.vocab or source
     return models.build(dataclasses.replace(config.model, **runtime))
 
 
@@ -61,26 +112,12 @@ def open_batches(
       parts: and, where that is less, filled up to a multiple of this.
       shapes: static shapes to use again, so that evaluation compiles nothing new.
     """
-    train, c, began = split == "train", config, time.time()
-
-    def progress(read: int) -> None:
-        nonlocal began
-        if time.time() - began > 5:
-            began = time.time()
-            say(f"{split}: {read:,} pairs encoded")
-
-    pairs = pipeline.encode_corpora(
-        corpora(c, split),
-        ids,
-        directory / "data",
-        train=train,
-        max_length=c.data.max_length,
-        sampling=c.tokenizer.sampling if train else 0.0,
-        progress=progress,
-    )
+    train, c = split == "train", config
+    examples = objective(c).examples(c.objective, given(c, ids, directory, split, say))
+    if train and c.batch.kind == "pack" and examples.unit != "pairs":
+        raise ValueError(f"batch.kind = pack: packs pairs, not {examples.unit}; set it to bucket")
     batches = pipeline.Batches(
-        pairs,
-        OBJECTIVES[c.objective.name].make_example,
+        examples,
         tokens=c.batch.tokens,
         kind=c.batch.kind,
         shapes=shapes or c.batch.shapes,
@@ -93,13 +130,43 @@ def open_batches(
     longest, most = max(max(shape[1:]) for shape in batches.shapes), c.model.max_length
     if longest > most:
         raise ValueError(
-            f"{split} has pairs of up to {longest} tokens a side, model.max_length is {most}"
+            f"{split} has {examples.unit} of up to {longest} tokens a side, model.max_length is "
+            f"{most}"
         )
-    report = pairs.report
-    dropped = [f"{report[k]:,} {k.replace('_', ' ')}" for k in ("empty", "too_long") if report[k]]
-    note = f", dropped {' and '.join(dropped)}" if train and dropped else ""
-    say(f"{split}: {report['pairs']:,} pairs{note}")
+    report = totals(examples.parts)
+    # Training leaves out what evaluation keeps.
+    left = "dropped " * train
+    long = "cut" if c.data.truncate else f"{left}too long"
+    what = {"empty": f"{left}empty", "too_long": long}
+    counted = [f"{report[key]:,} {word}" for key, word in what.items() if report[key]]
+    note = f", {' and '.join(counted)}" if counted else ""
+    say(f"{split}: {report['kept']:,} {examples.unit}{note}")
     return batches
+
+
+def given(config: Config, ids, directory: Path, split: str, say=silent) -> Given:
+    """What the objective makes its examples of."""
+    train, began = split == "train", time.time()
+
+    def progress(read: int) -> None:
+        nonlocal began
+        if time.time() - began > 5:
+            began = time.time()
+            say(f"{split}: {read:,} rows encoded")
+
+    return Given(
+        corpora(config, split),
+        ids,
+        directory / "data",
+        train,
+        config.data.max_length,
+        config.model.max_length,
+        config.data.truncate,
+        config.tokenizer.sampling if train else 0.0,
+        getattr(config.model, "classes", 0),
+        config.seed,
+        progress,
+    )
 
 
 def fetch(batches: pipeline.Batches, step: int, mesh) -> dict[str, jax.Array]:

@@ -22,6 +22,23 @@ def _quiet():
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
+def is_run(directory: str | Path) -> bool:
+    """Whether it holds a run of ours; else it should be a folder of Hugging Face.
+
+    Raises:
+      FileNotFoundError: it is neither.
+    """
+    path = bucket.place(directory)
+    if (path / "checkpoints").exists():
+        return True
+    if not (path / "config.json").exists():
+        raise FileNotFoundError(
+            f"{directory}: neither a workdir with a checkpoint nor a folder of Hugging Face with "
+            "a config.json; check the path"
+        )
+    return False
+
+
 class Checkpoints:
     """The checkpoints of one workdir. Saving is asynchronous; `close` waits for it.
 

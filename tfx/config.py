@@ -42,12 +42,15 @@ _TINY = {
 }
 
 
-def defaults(model: str = "transformer", size: str = "base") -> ConfigDict:
+def defaults(
+    model: str = "transformer", size: str = "base", objective: str = "seq2seq"
+) -> ConfigDict:
     """Every key with its default value, locked: where a config file starts."""
     family = _family(model)
     if size not in family.SIZES:
         raise ValueError(f'size "{size}" of {model}: choose from {", ".join(family.SIZES)}')
-    return thaw(Config(family.Config(**family.SIZES[size])))
+    shape = family.Config(**family.SIZES[size])
+    return thaw(Config(shape, _objective(objective).Config()))
 
 
 def variant(arg: str, *choices: str) -> tuple[str, bool]:
@@ -170,9 +173,6 @@ def of_hardware(config: ConfigDict, kind: str) -> list[str]:
 # --------------------------------------------------- from a dict to dataclasses
 
 
-TRAINED = ("seq2seq",)  # the objectives that a config can ask for
-
-
 def freeze(config: Mapping[str, Any]) -> Config:
     """Check everything and turn the dict into dataclasses. Keys left out: their default.
 
@@ -181,24 +181,17 @@ def freeze(config: Mapping[str, Any]) -> Config:
         values that do not fit each other; one line, with the full key.
     """
     given = flatten(config)
-    name = given.get("model.name", "transformer")
-    family = _family(name)
-    if not _translates(family):
-        from tfx.models import MODELS
-
-        choices = ", ".join(n for n, each in MODELS.items() if _translates(each))
-        raise ValueError(
-            f'model.name = "{name}": objective.name = "seq2seq" needs an encoder and a decoder; '
-            f"choose from {choices}"
-        )
-    known = flatten(to_dict(Config(family.Config())))
+    family = _family(given.get("model.name", "transformer"))
+    objective = _objective(given.get("objective.name", "seq2seq"))
+    plain = Config(family.Config(), objective.Config())
+    known = flatten(to_dict(plain))
     for key in (key for key in given if key not in known):
+        _check_learns(family, plain)  # of another model there are other keys
         raise ValueError(_no_such_key(key, known))
-    frozen = _build(Config, {"model": family.Config}, given, "")
+    kinds = {"model": family.Config, "objective": objective.Config}
+    frozen = _build(Config, kinds, given, "")
     family.check(frozen.model)
-    if frozen.objective.name not in TRAINED:
-        choices = ", ".join(TRAINED)
-        raise ValueError(f'objective.name = "{frozen.objective.name}": choose from {choices}')
+    _check_learns(family, frozen)
     for misfit in misfits(frozen):
         raise ValueError(misfit)
     return frozen
@@ -212,11 +205,14 @@ def thaw(config: Config) -> ConfigDict:
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain nested dict in the order of the schema; without what is set at run time."""
     from tfx.models import MODELS  # here and below: only what needs flax waits for it
+    from tfx.objectives import name_of
 
     tree = dataclasses.asdict(config)
     name = next(n for n, family in MODELS.items() if type(config.model) is family.Config)
     settable = [f.name for f in _settable(type(config.model))]
-    return tree | {"model": {"name": name} | {key: tree["model"][key] for key in settable}}
+    model = {"name": name} | {key: tree["model"][key] for key in settable}
+    objective = {"name": name_of(config.objective)} | tree["objective"]
+    return tree | {"model": model, "objective": objective}
 
 
 def to_json(config: Config) -> str:
@@ -243,8 +239,43 @@ def _family(name: Any):
     return MODELS[name]
 
 
-def _translates(family) -> bool:
-    return "source" in family.MODEL(family.Config()).INPUTS
+def _objective(name: Any):
+    from tfx.objectives import OBJECTIVES
+
+    if not isinstance(name, str) or name not in OBJECTIVES:
+        raise ValueError(f"objective.name = {_show(name)}: choose from {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name]
+
+
+def _check_learns(family, config: Config) -> None:
+    """Raises a ValueError where the model does not make what the objective compares. A model
+    without a head may be kept; training refuses it."""
+    from tfx.models import MODELS
+    from tfx.objectives import OBJECTIVES, name_of
+
+    name = name_of(config.objective)
+    reads, heads = OBJECTIVES[name].READS, OBJECTIVES[name].HEADS
+    reading = lambda each, config: reads in each.MODEL(config).INPUTS
+    if not reading(family, config.model):
+        choices = ", ".join(n for n, each in MODELS.items() if reading(each, each.Config()))
+        model = next(n for n, each in MODELS.items() if each is family)
+        needs = "an encoder and a decoder" if reads == "source" else "a model of one text"
+        raise ValueError(
+            f'model.name = "{model}": objective.name = "{name}" needs {needs}; '
+            f"choose from {choices}"
+        )
+    head = getattr(config.model, "head", "lm")
+    if getattr(config.objective, "pairs", "none") != "none":
+        heads = ("pretraining",)
+    if head not in (*heads, "none"):
+        raise ValueError(
+            f'model.head = "{head}": objective.name = "{name}" trains {" or ".join(heads)}'
+        )
+    if config.eval.bleu_every and OBJECTIVES[name].ROWS != "pair":
+        raise ValueError(
+            f'eval.bleu_every = {config.eval.bleu_every}: objective.name = "{name}" writes no '
+            "text; set it to 0"
+        )
 
 
 def _settable(cls: type) -> list[dataclasses.Field]:
@@ -298,7 +329,7 @@ def _holds(bound: str, x: float) -> bool:
 MAY_CHANGE = (
     *("train.steps", "train.log_every", "train.watchdog", "data.valid", "data.test"),
     *("eval.", "checkpoint.", "decode.", "mesh.", "hardware", "model.scan", "model.remat"),
-    "model.kernel",
+    *("model.kernel", "objective.n_best", "objective.longest", "objective.threshold"),
 )
 
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,14 +15,73 @@ import numpy as np
 import sacrebleu.metrics
 
 import tfx
-from tfx import assemble, bucket, hosts, translate, workdir
+from tfx import assemble, bucket, hosts, metrics, objectives, sharding, translate, workdir
 from tfx.config import Config, fingerprint
 
 
-def losses(step, params, batches, mesh) -> dict[str, float]:
-    """Mean loss and mean negative log-likelihood per target token over a split, in nats.
+def make_eval_step(loss):
+    """(params, batch, frozen) -> sums, jitted."""
+
+    def eval_step(params, batch, frozen=None):
+        value, weight, sums = loss(params, batch, None, False, frozen)
+        return {"loss": value, "weight": weight} | sums
+
+    return jax.jit(eval_step)
+
+
+def make_validation(config: Config, parts, directory: Path, mesh, say):
+    """validate(weights, step, last, memory, writer): run what is due at a step.
+
+    `parts` is what tfx/train.py puts together. Returns the value that "best" goes by (larger is better), or None.
+    """
+    every, model = config.eval, parts.model
+    if not (every.every or every.bleu_every):
+        return lambda *_: None
+    eval_step = make_eval_step(parts.loss)
+    batches = None
+    if every.every:
+        batches = assemble.open_batches(
+            config,
+            parts.ids,
+            directory,
+            "valid",
+            multiple=sharding.batch_parts(mesh),
+            shapes=parts.batches.shapes if config.batch.kind == "bucket" else None,
+            say=say,
+        )
+    pairs = lines(config, "valid", every.sentences) if every.bleu_every else None
+    run = translate.Run(config, model, None, parts.ids, 0, mesh)
+
+    def validate(weights, step, last, memory, writer):
+        due = lambda n: n and (step % n == 0 or last)
+        value, shown = None, []
+        if due(every.every):
+            step_of = partial(eval_step, frozen=parts.frozen)
+            numbers = losses(config.objective, step_of, weights, batches, mesh)
+            writer.write(step, "valid", **numbers)
+            shown.append(metrics.quality(numbers))
+            value = {
+                "loss": -numbers.get("nll", numbers["loss"]),
+                "accuracy": numbers.get("accuracy"),
+            }.get(every.monitor)
+        if due(every.bleu_every):
+            run.params = weights
+            memory["bleu"] = bleu(run, *pairs)
+            writer.write(step, "valid", bleu=memory["bleu"])
+            shown.append(f"BLEU {memory['bleu']:.2f} on {len(pairs[0]):,} sentences")
+            value = memory["bleu"] if every.monitor == "bleu" else value
+        if shown:
+            say(f"step {step:,}  valid  " + "  ".join(shown))
+        return value
+
+    return validate
+
+
+def losses(objective, step, params, batches, mesh) -> dict[str, float]:
+    """The means over a split of all that an objective adds up; see `means`.
 
     Args:
+      objective: its Config.
       step: jitted (params, batch) -> dict of sums, "weight" among them.
     """
     rows = []
@@ -33,10 +93,18 @@ def losses(step, params, batches, mesh) -> dict[str, float]:
         jax.block_until_ready(rows[-2:][0])
     rows = jax.device_get(rows)
     total = {name: float(np.sum([row[name] for row in rows])) for name in rows[0]}
-    return {name: total[name] / max(total["weight"], 1.0) for name in ("loss", "nll")}
+    return means(objective, total)
 
 
-def metrics(config: Config) -> dict:
+def means(objective, total: dict[str, float]) -> dict[str, float]:
+    """Mean loss, nats and whatever else an objective adds up; of tokens also the perplexity."""
+    found = objectives.means(objective, total)
+    if objectives.predicts_tokens(objective):
+        found["perplexity"] = metrics.perplexity(found["nll"])
+    return found
+
+
+def of_text(config: Config) -> dict:
     """The metrics of translation, by the name they have in scores.jsonl.
 
     `bleu_tok_lc` is what papers before sacreBLEU report: lower-cased, on tokenised text. It is
@@ -55,7 +123,7 @@ def metrics(config: Config) -> dict:
 def score(config: Config, hypotheses: Sequence[str], references: Sequence[str]) -> list[dict]:
     """Rows {metric, score, signature} of translations against one reference each."""
     rows = []
-    for name, metric in metrics(config).items():
+    for name, metric in of_text(config).items():
         result = metric.corpus_score(hypotheses, [references])
         signature = str(metric.get_signature())
         row = {"metric": name, "score": round(result.score, 4), "signature": signature}
@@ -67,7 +135,7 @@ def score(config: Config, hypotheses: Sequence[str], references: Sequence[str]) 
 
 def bleu(run: translate.Run, sources: Sequence[str], references: Sequence[str]) -> float:
     """BLEU of a run's translations, as the config says."""
-    return metrics(run.config)["bleu"].corpus_score(run.translate(sources), [references]).score
+    return of_text(run.config)["bleu"].corpus_score(run.translate(sources), [references]).score
 
 
 def lines(config: Config, split: str, most: int = 0) -> tuple[list[str], list[str]]:

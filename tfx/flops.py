@@ -3,18 +3,22 @@
 Counted by formula: the matrix products, two operations for a multiplication and an addition,
 so 2 m n k for [m, k] times [k, n]. Attention counts the full square of queries and keys, masked
 or not (the convention of Narayanan et al., 2021, "Megatron-LM", appendix), logits are counted,
-and a backward pass costs two forward ones. Look-ups, norms, softmax and dropout are left out.
-XLA's own count is no substitute: it takes the body of a loop over layers once.
+and a backward pass costs two forward ones. Look-ups, norms, softmax and dropout are left out, and
+heads that make a few numbers of a text or a token. XLA's own count is no substitute: it takes the
+body of a loop over layers once.
 """
 
+import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from tfx import models
 from tfx.nn.mlp import GATED
 
-Shape = tuple[int, int, int]  # rows, source length, target length
+# Rows; tokens of a source; of a target, or of one text those that are predicted: `shape_of`.
+Shape = tuple[int, int, int]
 
 
 class Chip(NamedTuple):
@@ -55,6 +59,17 @@ def mfu(flops: float, seconds: float, devices: int, kind: str) -> float | None:
     peak that `flops` in `seconds` are. None where the peak is not known."""
     found = chip(kind)
     return flops / (seconds * devices * found.flops) if found else None
+
+
+def shape_of(batch: Mapping) -> Shape:
+    """The shape of a batch of any objective: rows, and the lengths of source and target. Of one
+    text, `ids` [B, T] or [B, C, T], the last number is how many tokens are singled out to be
+    predicted: `masked` [B, P] or `target_mapping` [B, P, T] say which; 0 where nothing does."""
+    if "ids" not in batch:
+        return *batch["source"].shape, batch["target_in"].shape[1]
+    *rows, length = batch["ids"].shape
+    chosen = next((batch[name] for name in ("masked", "target_mapping") if name in batch), None)
+    return math.prod(rows), length, 0 if chosen is None else chosen.shape[1]
 
 
 def forward(config, shape: Shape, beams: int = 1) -> int:
@@ -110,11 +125,23 @@ def transformer(config, shape: Shape, beams: int) -> Counter:
 
 
 def t5(config, shape: Shape, beams: int) -> Counter:
-    """The same; heads but the language model's are next to nothing."""
+    """The same. Of one text there is no target: a decoder, where the head has one, reads it too."""
+    rows, source, target = shape
     if config.head in models.t5.ENCODER:
-        return stack(config, shape[0] * shape[1], shape[1])
-    parts = transformer(config, shape, beams)
+        return stack(config, rows * source, source)
+    parts = transformer(config, (rows, source, target or source), beams)
     return parts if config.head == "lm" else parts - Counter(logits=parts["logits"])
+
+
+def bert(config, shape: Shape, beams: int) -> Counter:
+    """The same. The source of a `shape` is the text, its target the number of tokens whose logits
+    a masked language model computes, 0 where those are all."""
+    rows, length, predicted = shape
+    parts = stack(config, rows * length, length)
+    if config.head in ("mlm", "pretraining"):  # a layer on all states, then the table
+        parts["logits"] = 2 * rows * length * config.width**2
+        parts["logits"] += 2 * rows * (predicted or length) * config.width * config.vocab
+    return parts
 
 
 def xlnet(config, shape: Shape, beams: int) -> Counter:
@@ -134,12 +161,12 @@ def xlnet(config, shape: Shape, beams: int) -> Counter:
 
 def gpt(config, shape: Shape, beams: int) -> Counter:
     """The same. The source of a `shape` is the text, its target the number of tokens that are
-    generated behind it, 0 in training; heads but the language model's are next to nothing."""
+    generated behind it, 0 in training. A language model beside another head is left out."""
     rows, length, more = shape
     tokens = rows * beams * more
     parts = stack(config, rows * length, length) + stack(config, tokens, length + more)
     logits = 2 * (tokens or rows * length) * config.width * config.vocab
-    return parts + Counter(logits=logits * (config.head in ("causal", "choice")))
+    return parts + Counter(logits=logits * (config.head == "causal"))
 
 
 FORMULAS = {
@@ -147,6 +174,9 @@ FORMULAS = {
     models.marian: transformer,
     models.bart: transformer,
     models.t5: t5,
+    models.bert: bert,
+    models.roberta: bert,
+    models.distilbert: bert,
     models.xlnet: xlnet,
     models.gpt: gpt,
     models.gpt2: gpt,

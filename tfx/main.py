@@ -355,9 +355,9 @@ def list_(workdir: Annotated[str, "DIR", "list the runs in this directory instea
     print("models (model.name) and their sizes")
     for name, family in MODELS.items():
         print(f"  {name:16}{', '.join(family.SIZES)}")
-    print(f"objectives (objective.name)\n  {', '.join(configs.TRAINED)}")
-    rest = [name for name in OBJECTIVES if name not in configs.TRAINED]
-    print(f"objectives to use from Python, tfx.objectives\n  {', '.join(rest)}")
+    print("objectives (objective.name) and the rows they read")
+    for name, objective in OBJECTIVES.items():
+        print(f"  {name:16}{objective.ROWS}")
     print(f"schedules (optim.schedule)\n  {', '.join(get_args(schema.Schedule))}")
     print("data sources (data.source)\n  synthetic, files, tfds:NAME")
 

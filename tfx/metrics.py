@@ -22,6 +22,15 @@ def perplexity(nll: float) -> float:
     return math.exp(nll) if nll < 700 else math.inf
 
 
+def quality(numbers: dict[str, float]) -> str:
+    """How well a model does, for a person: its loss, and what is there of perplexity and
+    accuracy."""
+    shown = f"loss {numbers['loss']:.3f}"
+    if "perplexity" in numbers:
+        shown += f"  ppl {numbers['perplexity']:.2f}"
+    return shown + (f"  accuracy {numbers['accuracy']:.1%}" if "accuracy" in numbers else "")
+
+
 def clock(seconds: float) -> str:
     """1:02:03 or 02:03."""
     minutes, seconds = divmod(round(seconds), 60)
@@ -149,8 +158,7 @@ class Screen:
         """The state of training after `step` updates."""
         rate = (time.time() - self._began) / max(step - self._start, 1)
         line = (
-            f"step {step:,}/{self._total:,}  loss {numbers['loss']:.3f}  "
-            f"ppl {perplexity(numbers['nll']):.2f}  lr {numbers['lr']:.2e}  "
+            f"step {step:,}/{self._total:,}  {quality(numbers)}  lr {numbers['lr']:.2e}  "
             f"{numbers['tokens_per_second']:,.0f} tok/s  epoch {numbers['epoch']:.2f}  "
             f"ETA {clock(rate * (self._total - step))}"
         )

@@ -25,20 +25,24 @@ class Data:
     train: str = "train"  # files: "a.en,a.de"; more corpora after a space; TFDS: a split
     valid: str = "valid"
     test: str = "test"
-    fields: str = ""  # JSONL keys, TSV columns (from 1) or TFDS features: "en,de"
-    max_length: Positive = 256  # tokens a side, EOS included; longer pairs: dropped, counted
+    fields: str = ""  # JSONL keys, TSV columns (numbers, or names of its header), TFDS features
+    max_length: Positive = 256  # tokens of a row, a side each; what is longer: dropped, counted
+    truncate: bool = False  # instead of dropped: cut, counted
 
 
 @dataclass(frozen=True)
 class Tokenizer:
     """How text becomes ids. Trained on first use, kept in the workdir."""
 
-    kind: Literal["bpe", "unigram", "bytes"] = "bpe"
-    vocab: Positive = 8000  # pieces, the four special ones included; bytes: ignored
+    # bpe, unigram, bytes: of translation; the others: as the families keep theirs
+    kind: Literal["bpe", "unigram", "bytes", "chars", "bert", "roberta", "gpt2", "t5", "xlnet"] = (
+        "bpe"
+    )
+    vocab: Positive = 8000  # pieces, the special ones included; bytes, chars: ignored
     joint: bool = True  # one vocabulary for both sides
     sampling: Rate = 0.0  # BPE-dropout probability, or the unigram model's alpha
     lowercase: bool = False
-    path: str = ""  # a SentencePiece model to use instead of training one
+    path: str = ""  # what to use instead: a SentencePiece model, a workdir, a Hugging Face folder
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,6 @@ class Batch:
     tokens: Positive = 4096  # padded tokens a side, per step, over all devices
     kind: Literal["bucket", "pack"] = "bucket"
     shapes: Positive = 5  # bucket: static shapes at most; pack: always one
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is minimised."""
-
-    name: str = "seq2seq"
-    label_smoothing: Rate = 0.1
-    smoothing: Literal["uniform", "tensor2tensor"] = "uniform"
-    z_loss: Annotated[float, "x >= 0"] = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +68,8 @@ class Optim:
     weight_decay: Annotated[float, "x >= 0"] = 0.0  # matrices only
     clip: Annotated[float, "x >= 0"] = 0.0  # global norm; 0: off
     ema: Rate = 0.0  # decay of the moving average of parameters; 0: off
+    layer_decay: Annotated[float, "0 < x <= 1"] = 1.0  # rate of a layer, of that of the one above
+    frozen: str = ""  # a regex of parameter paths, layers numbered: what never moves
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ class Eval:
     every: Count = 1000  # steps between validation losses; 0: never
     bleu_every: Count = 0  # steps between validation BLEU; 0: never
     sentences: Count = 0  # for BLEU: the first so many of the split; 0: all
-    monitor: Literal["loss", "bleu"] = "loss"  # what "best" and patience look at
+    monitor: Literal["loss", "bleu", "accuracy"] = "loss"  # what "best" and patience look at
     patience: Count = 0  # evaluations without a gain before stopping; 0: off
     tokenize: Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "none"] = "13a"  # BLEU
     tokenized: bool = False  # the text comes tokenised: bleu_tok_lc splits at spaces alone
@@ -150,15 +146,16 @@ MESHES = {
 
 @dataclass(frozen=True)
 class Config:
-    """One run. `model` is the Config of a file in tfx/models, chosen by `model.name`."""
+    """One run. `model` is the Config of a file in tfx/models, chosen by `model.name`; so is
+    `objective`, of a file in tfx/objectives."""
 
     model: Any
+    objective: Any
     seed: Count = 0
-    init_from: str = ""  # a workdir whose parameters to start from
+    init_from: str = ""  # a workdir, or a Hugging Face folder, to start from: all but the head
     data: Data = field(default_factory=Data)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     batch: Batch = field(default_factory=Batch)
-    objective: Objective = field(default_factory=Objective)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
     eval: Eval = field(default_factory=Eval)

@@ -7,9 +7,11 @@ stopped and started again is the run that never stopped, bit for bit.
 
 import contextlib
 import dataclasses
+import inspect
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ from rich.table import Table
 
 import tfx
 from tfx import (
+    adopt,
     assemble,
     bucket,
     checkpoint,
@@ -33,12 +36,11 @@ from tfx import (
     models,
     optim,
     sharding,
-    translate,
     workdir,
 )
 from tfx import config as configs
 from tfx.data import pipeline
-from tfx.objectives import OBJECTIVES
+from tfx.objectives import causal_lm
 from tfx.schema import Config
 from tfx.state import TrainState
 
@@ -66,65 +68,87 @@ def init_state(config: Config, model, tx, mesh) -> tuple[TrainState, TrainState]
     return jax.tree.map(like, shapes, shardings), shardings
 
 
-def create_state(config: Config, model, tx, shardings: TrainState, params=None) -> TrainState:
-    """The state at step 0, on its devices; from `params` if they are given."""
+def create_state(config: Config, model, tx, shardings: TrainState, given=None) -> TrainState:
+    """The state at step 0, on its devices.
 
-    def create(key, params):
-        if params is None:
-            params = nn.unbox(models.parameters(model, jax.random.fold_in(key, 0)))
+    Args:
+      given: parameters to start from, by their path; None: the model's own start.
+    """
+    taken = {path: x for path, x in (given or {}).items() if x is not None}
+
+    def create(key, taken):
+        name = partial(jax.tree_util.keystr, simple=True, separator="/")
+        params = nn.unbox(models.parameters(model, jax.random.fold_in(key, 0)))
+        take = lambda path, own: taken.get(name(path), own).astype(own.dtype)
+        params = jax.tree_util.tree_map_with_path(take, params)
         ema = jax.tree.map(jnp.copy, params) if config.optim.ema else None
         rng = jax.random.fold_in(key, 1)
         return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), rng, ema)
 
-    return jax.jit(create, out_shardings=shardings)(jax.random.key(config.seed), params)
+    return jax.jit(create, out_shardings=shardings)(jax.random.key(config.seed), taken)
 
 
-def make_loss(config: Config, model):
-    """The objective of a config as loss(params, batch, rngs, train) -> (sum, weight, sums)."""
+def make_loss(config: Config, model, teacher: nn.Module | None = None):
+    """The objective of a config as loss(params, batch, rngs, train, frozen) -> (sum, weight,
+    sums); `frozen` are the parameters of the teacher, if it has one."""
+    objective = assemble.objective(config)
     settings = dataclasses.asdict(config.objective)
-    objective = OBJECTIVES[settings.pop("name")]
+    known = inspect.signature(objective.loss).parameters
+    chosen = {name: value for name, value in settings.items() if name in known}
+    task = objective.loss
+    if settings.get("language"):
+        task = causal_lm.with_task(task, settings["language"])
 
-    def apply(params, batch, rngs=None, train=False):
-        return model.apply({"params": params}, batch, train, rngs=rngs, method="predict")
+    def loss(params, batch, rngs, train, frozen=None):
+        own = dict(chosen)
+        if teacher is not None:
+            run = partial(teacher.apply, {"params": frozen}, method="predict")
+            own["teacher"] = run
+        return task(partial(_predict, model), params, batch, rngs, train, **own)
 
-    return partial(objective.loss, apply, **settings)
+    return loss
+
+
+def _predict(model, params, batch, rngs=None, train=False):
+    return model.apply({"params": params}, batch, train, rngs=rngs, method="predict")
 
 
 def make_train_step(config: Config, loss, tx, shardings):
-    """The update, jitted: (state, batch) -> (state, metrics). The state is donated."""
+    """The update, jitted: (state, batch, frozen) -> (state, metrics). The state is donated;
+    `frozen` are parameters that the loss reads and nothing moves."""
     keep = lambda tree: jax.lax.with_sharding_constraint(tree, shardings.params)
 
-    def gradients(params, batch, key):
+    def gradients(params, batch, key, frozen):
         def total(params):
-            value, weight, sums = loss(params, batch, {"dropout": key}, True)
+            value, weight, sums = loss(params, batch, {"dropout": key}, True, frozen)
             return value, {"loss": value, "weight": weight} | sums
 
         grads, sums = jax.grad(total, has_aux=True)(params)
         return keep(grads), sums
 
-    def accumulate(params, batch, key, parts):
+    def accumulate(params, batch, key, frozen, parts):
         # "(m g) -> g m": each micro-batch takes rows from every device; "(g m)" would send
         # rows between devices.
         split = lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
         def add(carry, inputs):
             part, i = inputs
-            new = gradients(params, part, jax.random.fold_in(key, i))
+            new = gradients(params, part, jax.random.fold_in(key, i), frozen)
             total = jax.tree.map(jnp.add, carry, new)
             return (keep(total[0]), total[1]), None
 
         first = jax.tree.map(lambda x: x[: x.shape[0] // parts], batch)
-        shapes = jax.eval_shape(gradients, params, first, key)
+        shapes = jax.eval_shape(gradients, params, first, key, frozen)
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         zero = (keep(zero[0]), zero[1])
         return jax.lax.scan(add, zero, (jax.tree.map(split, batch), jnp.arange(parts)))[0]
 
-    def train_step(state: TrainState, batch) -> tuple[TrainState, dict]:
+    def train_step(state: TrainState, batch, frozen=None) -> tuple[TrainState, dict]:
         key, parts = jax.random.fold_in(state.rng, state.step), config.train.accum
         if parts == 1:
-            grads, sums = gradients(state.params, batch, key)
+            grads, sums = gradients(state.params, batch, key, frozen)
         else:
-            grads, sums = accumulate(state.params, batch, key, parts)
+            grads, sums = accumulate(state.params, batch, key, frozen, parts)
         grads = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1.0), grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -137,16 +161,6 @@ def make_train_step(config: Config, loss, tx, shardings):
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def make_eval_step(loss):
-    """(params, batch) -> sums, jitted."""
-
-    def eval_step(params, batch):
-        value, weight, sums = loss(params, batch, None, False)
-        return {"loss": value, "weight": weight} | sums
-
-    return jax.jit(eval_step)
-
-
 class Parts(NamedTuple):
     """What a run is put together from."""
 
@@ -156,6 +170,8 @@ class Parts(NamedTuple):
     batches: pipeline.Batches
     like: TrainState  # shapes and shardings
     shardings: TrainState
+    loss: Callable
+    frozen: dict | None = None  # a teacher's parameters
 
 
 def put_together(config: Config, directory: Path, mesh, say, multiple: int = 0) -> Parts:
@@ -175,14 +191,22 @@ def put_together(config: Config, directory: Path, mesh, say, multiple: int = 0) 
     planned = dict(multiple=multiple or cuts, parts=cuts)
     batches = assemble.open_batches(config, ids, directory, "train", **planned, say=say)
     sharding.check((), [n for _, *sides in batches.shapes for n in sides], mesh)
-    shapes = ", ".join(f"{rows}x{source}+{target}" for rows, source, target in batches.shapes)
+    shapes = ", ".join(f"{n}x{'+'.join(map(str, sides))}" for n, *sides in batches.shapes)
     say(
         f"batches: {batches.steps_per_epoch:,} an epoch, shapes {shapes}, "
         f"{batches.padding:.1%} padding"
     )
     devices = f"{mesh.size} x {jax.devices()[0].device_kind}"
     say(f"model: {type(model).__name__}, {count(like.params):,} parameters, on {devices}")
-    return Parts(ids, model, tx, batches, like, shardings)
+    teacher, frozen = None, None
+    if place := getattr(config.objective, "teacher", ""):
+        teacher, frozen = adopt.load(place, mesh, config.train.dtype)
+        if assemble.tokenizer_of(place).fingerprint != ids.fingerprint:
+            raise ValueError(
+                f"objective.teacher = {place}: it reads other ids; set tokenizer.path to it"
+            )
+    loss = make_loss(config, model, teacher)
+    return Parts(ids, model, tx, batches, like, shardings, loss, frozen)
 
 
 def count(params) -> int:
@@ -194,7 +218,7 @@ def first_state(config: Config, parts: Parts, mesh, checkpoints, say) -> tuple[T
     """The state to go on from, and what the run remembers beside it: the best validation value,
     evaluations since, the last BLEU, which data and tokenizer it is bound to, of what its batches'
     rows are a multiple, when it began and how many seconds of training are in the state."""
-    bound = {"data": parts.batches.pairs.fingerprint, "tokenizer": parts.ids.fingerprint}
+    bound = {"data": parts.batches.examples.fingerprint, "tokenizer": parts.ids.fingerprint}
     hosts.agree(bound, "the text has to be the same on all hosts")
     begun = {"multiple": parts.batches.multiple, "began": time.time(), "productive": 0.0}
     if checkpoints.steps:
@@ -209,9 +233,7 @@ def first_state(config: Config, parts: Parts, mesh, checkpoints, say) -> tuple[T
         return state, begun | memory
     params = None
     if config.init_from:
-        with checkpoint.Checkpoints(config.init_from) as others:
-            params = others.weights(parts.like.params, others.choose()[0])
-        say(f"starting from the weights of {config.init_from}")
+        params = adopt.parameters(config, parts.model, mesh, say)
     state = create_state(config, parts.model, parts.tx, parts.shardings, params)
     return state, {"best": None, "stale": 0, "bleu": None} | begun | bound
 
@@ -249,7 +271,7 @@ def train(config: Config, directory: str, provenance: dict | None = None, profil
         parts = hosts.in_turn(lambda: put_together(config, directory, mesh, screen.say, planned))
         state, memory = first_state(config, parts, mesh, checkpoints, screen.say)
         validate = hosts.in_turn(
-            lambda: make_validation(config, parts, directory, mesh, screen.say)
+            lambda: evaluate.make_validation(config, parts, directory, mesh, screen.say)
         )
         mine = directory if hosts.leads() else None
         with (
@@ -262,6 +284,9 @@ def train(config: Config, directory: str, provenance: dict | None = None, profil
 
 def claim(config: Config, directory: str, provenance: dict | None) -> tuple[Any, Path]:
     """The mesh, and the workdir, taken up by the process that leads; before anything is built."""
+    if getattr(config.model, "head", "") == "none":
+        heads = " or ".join(assemble.objective(config).HEADS)
+        raise ValueError(f"model.head = none: there is nothing to train; set it to {heads}")
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     workdir.check(directory, config)
     # A start whose text is not there leaves no workdir behind.
@@ -273,7 +298,7 @@ def claim(config: Config, directory: str, provenance: dict | None) -> tuple[Any,
 
 def _loop(config, parts, mesh, state, memory, validate, checkpoints, shown, stopping) -> dict:
     writer, screen, trace = shown
-    train_step = make_train_step(config, make_loss(config, parts.model), parts.tx, parts.shardings)
+    train_step = make_train_step(config, parts.loss, parts.tx, parts.shardings)
     report = Report(config, parts, mesh, writer, screen)
     every, done, started = config.checkpoint.every, int(state.step), int(state.step)
     fetch = lambda step: assemble.fetch(parts.batches, step, mesh)
@@ -319,7 +344,7 @@ def _loop(config, parts, mesh, state, memory, validate, checkpoints, shown, stop
                 # Fetch.
                 _, batch = next(stream)
                 # Step.
-                state, sums = train_step(state, batch)
+                state, sums = train_step(state, batch, parts.frozen)
             done += 1
             # Log.
             report.add(sums, batch)
@@ -347,14 +372,15 @@ class Report:
         self._pending, self._since, self._flops = [], time.time(), 0
         self._writer, self._screen, self._model = writer, screen, parts.model.config
         self._steps_per_epoch = parts.batches.steps_per_epoch
+        self._tokens = parts.batches.tokens_per_epoch / self._steps_per_epoch
+        self._objective = config.objective
         self._devices = mesh.size, mesh.devices.flat[0].device_kind
         self._rate = optim.schedule(config.optim, config.train.steps, config.model.width)
 
     def add(self, sums: dict, batch: dict) -> None:
         """One step's sums, still being computed, and what it was taken on."""
         self._pending.append(sums)
-        shape = (*batch["source"].shape, batch["target_in"].shape[1])
-        self._flops += flops.training(self._model, shape)
+        self._flops += flops.training(self._model, flops.shape_of(batch))
         jax.block_until_ready(self._pending[-2:][0])
 
     def flush(self, done: int, memory: dict) -> None:
@@ -369,13 +395,11 @@ class Report:
                 f"loss or gradient became NaN or infinite within steps {first:,} to {done:,}; "
                 "lower optim.lr, lengthen optim.warmup or set optim.clip"
             )
-        weight, seconds = max(total["weight"], 1.0), time.time() - self._since
-        self.last = {
-            "loss": total["loss"] / weight,
-            "nll": total["nll"] / weight,
+        seconds, norm = time.time() - self._since, total.pop("grad_norm")
+        self.last = evaluate.means(self._objective, total) | {
             "lr": float(self._rate(done - 1)),
-            "grad_norm": total["grad_norm"] / len(rows),
-            "tokens_per_second": total["weight"] / seconds,
+            "grad_norm": norm / len(rows),
+            "tokens_per_second": self._tokens * len(rows) / seconds,
             "epoch": done / self._steps_per_epoch,
             "tflops_per_second": self._flops / seconds / 1e12,
         }
@@ -393,51 +417,6 @@ class Report:
         began = time.time()
         yield
         self._since += time.time() - began
-
-
-def make_validation(config: Config, parts: Parts, directory: Path, mesh, say):
-    """validate(weights, step, last, memory, writer): run what is due at a step.
-
-    Returns the value that "best" goes by (larger is better), or None.
-    """
-    every, model = config.eval, parts.model
-    if not (every.every or every.bleu_every):
-        return lambda *_: None
-    eval_step = make_eval_step(make_loss(config, model))
-    batches = None
-    if every.every:
-        batches = assemble.open_batches(
-            config,
-            parts.ids,
-            directory,
-            "valid",
-            multiple=sharding.batch_parts(mesh),
-            shapes=parts.batches.shapes if config.batch.kind == "bucket" else None,
-            say=say,
-        )
-    pairs = evaluate.lines(config, "valid", every.sentences) if every.bleu_every else None
-    run = translate.Run(config, model, None, parts.ids, 0, mesh)
-
-    def validate(weights, step, last, memory, writer):
-        due = lambda n: n and (step % n == 0 or last)
-        value, shown = None, []
-        if due(every.every):
-            numbers = evaluate.losses(eval_step, weights, batches, mesh)
-            numbers["perplexity"] = metrics.perplexity(numbers["nll"])
-            writer.write(step, "valid", **numbers)
-            shown.append(f"loss {numbers['nll']:.3f}  perplexity {numbers['perplexity']:.2f}")
-            value = -numbers["nll"] if every.monitor == "loss" else None
-        if due(every.bleu_every):
-            run.params = weights
-            memory["bleu"] = evaluate.bleu(run, *pairs)
-            writer.write(step, "valid", bleu=memory["bleu"])
-            shown.append(f"BLEU {memory['bleu']:.2f} on {len(pairs[0]):,} sentences")
-            value = memory["bleu"] if every.monitor == "bleu" else value
-        if shown:
-            say(f"step {step:,}  valid  " + "  ".join(shown))
-        return value
-
-    return validate
 
 
 def dry_run(config: Config, directory: str | None = None) -> None:
@@ -463,9 +442,9 @@ def dry_run(config: Config, directory: str | None = None) -> None:
         }
         for name, value in batch.items():
             screen.say(f"batch[{name!r}]: {value.dtype} {list(value.shape)}")
-        step = make_train_step(config, make_loss(config, parts.model), parts.tx, parts.shardings)
+        step = make_train_step(config, parts.loss, parts.tx, parts.shardings)
         began = time.time()
-        needs = step.lower(parts.like, batch).compile().memory_analysis()
+        needs = step.lower(parts.like, batch, parts.frozen).compile().memory_analysis()
         state = needs.argument_size_in_bytes
         screen.say(f"compiled the largest shape in {time.time() - began:.1f} s")
         screen.say(
@@ -482,9 +461,7 @@ def dry_run(config: Config, directory: str | None = None) -> None:
 
 def largest(batches: pipeline.Batches) -> dict[str, np.ndarray]:
     """A batch of the shape with the most positions."""
-    most = max(rows * (source + target) for rows, source, target in batches.shapes)
-    return next(
-        batch
-        for batch in map(batches.batch, range(batches.steps_per_epoch))
-        if batch["source"].size + batch["target_in"].size == most
-    )
+    cells = lambda rows, length, *_: rows * length
+    most = max(cells(*shape) for shape in batches.shapes)
+    made = map(batches.batch, range(batches.steps_per_epoch))
+    return next(b for b in made if next(iter(b.values())).size >= most)

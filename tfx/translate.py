@@ -21,9 +21,10 @@ import numpy as np
 from flax import linen as nn
 
 from tfx import assemble, bucket, checkpoint, decode, models, sharding, workdir
+from tfx.choose import Ids
 from tfx.data import tokenizer as tokenizers
 from tfx.data.tokenizer import Tokenizer
-from tfx.objectives import OBJECTIVES
+from tfx.objectives import seq2seq
 from tfx.schema import Config, Decode
 
 CHUNK = 2048  # lines that are sorted by length and searched together
@@ -99,9 +100,7 @@ class Run:
             for rows in _alike(
                 [max(map(len, pair)) + 1 for pair in pairs], self.config.batch.tokens
             ):
-                batch = _padded(
-                    [_example(*pairs[i]) for i in rows], sharding.batch_parts(self.mesh)
-                )
+                batch = self._padded([pairs[i] for i in rows])
                 batch = sharding.put_batch(batch, self.mesh)
                 values = jax.device_get(self._scorer(self.params, batch))
                 for i, value in zip(rows, values[: len(rows)], strict=True):
@@ -116,7 +115,7 @@ class Run:
           line, head, query, key. Sources end with EOS, targets begin with BOS.
         """
         pairs = zip(self._encode(sources), self._encode(targets, target=True), strict=True)
-        batch = _padded([_example(*pair) for pair in pairs], sharding.batch_parts(self.mesh))
+        batch = self._padded(list(pairs))
         look = lambda params: self.model.apply({"params": params}, batch, mutable="intermediates")[
             1
         ]
@@ -132,8 +131,13 @@ class Run:
         }
 
     def _encode(self, lines, first: int = 0, target: bool = False) -> list[list[int]]:
+        prefix = "" if target else getattr(self.config.objective, "prefix", "")
+        lines = [f"{prefix}{line}" if line.strip() else line for line in lines]
         ids = (self.tokenizer.target if target else self.tokenizer.source).encode(lines)
-        most = self.config.model.max_length - 1
+        config, around = self.config, len(self.tokenizer.ends.around)
+        if config.data.truncate and not target:
+            return [found[: config.data.max_length - around] for found in ids]
+        most = config.model.max_length - around
         for i, found in enumerate(ids):
             if len(found) > most:
                 raise ValueError(
@@ -142,23 +146,35 @@ class Run:
                 )
         return ids
 
+    def _padded(self, pairs: list) -> dict[str, np.ndarray]:
+        """One batch of pairs of ids, as `seq2seq` has them."""
+        made = [seq2seq.make_example(*pair, self.tokenizer.ends) for pair in pairs]
+        batch = _padded(made, sharding.batch_parts(self.mesh))
+        if self.tokenizer.special["pad"] != 0:
+            lengths = np.array([len(example["source"]) for example in made])
+            batch["source_mask"] = _filled(batch["source"].shape, lengths).astype(np.int32)
+        return batch
+
     def _batch(self, ids, numbers, how, seed) -> list[list[Hypothesis]]:
         """Search one batch; `numbers` seed each line's samples, whatever it is batched with."""
-        parts = sharding.batch_parts(self.mesh)
-        source = _padded([_example(i, []) for i in ids], parts)["source"]
+        read = self._padded([(i, []) for i in ids])
+        source = read["source"]
         longest = min(source.shape[1] + how.extra, self.config.model.max_length)
         limit = np.zeros(len(source), np.int32)  # 0: a row that only fills the shape
         limit[: len(ids)] = [min(len(i) + how.extra, longest) for i in ids]
         number = np.zeros(len(source), np.uint32)
         number[: len(ids)] = numbers
-        batch = {"source": source, "limit": limit, "number": number}
+        batch = {key: read[key] for key in ("source", "source_mask") if key in read}
+        batch |= {"limit": limit, "number": number}
         params = (self.params, *(params for _, params in self.others))
         # Rows that are spread over devices stay there.
         least = LEAST.get(jax.default_backend(), 256) if self.mesh.size == 1 else len(source)
         # Two threads that meet a new shape at once must not both compile it.
         with jax.set_mesh(self.mesh), self._compiling[source.shape, how, longest]:
             rows = sharding.put_batch(batch, self.mesh)
-            found = self._searcher(params, rows, jax.random.key(seed), how, longest, least)
+            found = self._searcher(
+                params, rows, jax.random.key(seed), self._ids, how, longest, least
+            )
         found = jax.device_get(found)
         return [self._texts(found, row) for row in range(len(ids))]
 
@@ -171,6 +187,15 @@ class Run:
         ]
 
     @functools.cached_property
+    def _ids(self) -> Ids:
+        """What begins, what ends, and what is never written: padding, what only begins, and rows
+        of the embedding that no piece has."""
+        begin, _, after = self.tokenizer.ends
+        never = {self.tokenizer.special["pad"], begin} - {after[-1]}
+        pieces = self.tokenizer.target.vocab_size
+        return Ids(begin, after[-1], (*sorted(never), *range(pieces, self.model.config.vocab)))
+
+    @functools.cached_property
     def _compiling(self):
         return collections.defaultdict(threading.Lock)
 
@@ -179,7 +204,7 @@ class Run:
         voters = (self.model, *(model for model, _ in self.others))
         # Every process of several gets all translations.
         whole = sharding.replicated(self.mesh)
-        return jax.jit(partial(search, voters), static_argnums=(3, 4, 5), out_shardings=whole)
+        return jax.jit(partial(search, voters), static_argnums=(3, 4, 5, 6), out_shardings=whole)
 
     @functools.cached_property
     def _scorer(self):
@@ -241,24 +266,22 @@ def _load_one(directory: Path, step: int | None, last: int, best: int = 0) -> Ru
     return Run(config, model, params, ids, steps[-1], mesh)
 
 
-def search(voters, params, rows, key, how: Decode, longest: int, least: int) -> decode.Hypotheses:
+def search(
+    voters, params, rows, key, ids: Ids, how: Decode, longest: int, least: int
+) -> decode.Hypotheses:
     apply = [partial(m.apply, {"params": p}) for m, p in zip(voters, params, strict=True)]
-    source_BS, limit_B = rows["source"], rows["limit"]
-    contexts = tuple(f({"source": source_BS}, method="start") for f in apply)
-    init_cache = lambda slots: tuple(m.init_cache(len(source_BS), slots) for m in voters)
+    limit_B = rows["limit"]
+    contexts = tuple(f(rows, method="start") for f in apply)
+    init_cache = lambda slots: tuple(m.init_cache(len(limit_B), slots) for m in voters)
     step = decode.ensemble([partial(f, method="step") for f in apply])
     keys_B = jax.vmap(partial(jax.random.fold_in, key))(rows["number"])
     model = (step, init_cache, contexts)
-    return decode.search(*model, limit_B, longest, how, keys_B=keys_B, least=least)
+    return decode.search(*model, limit_B, longest, how, keys_B=keys_B, least=least, ids=ids)
 
 
 def _score(model, params, batch):
     logits_BTV = model.apply({"params": params}, batch)
     return decode.score(logits_BTV, batch["target_out"], batch["weights"])[0]
-
-
-def _example(source, target) -> dict[str, np.ndarray]:
-    return OBJECTIVES["seq2seq"].make_example(np.asarray(source, int), np.asarray(target, int))
 
 
 def _alike(lengths: list[int], tokens: int) -> Iterator[list[int]]:
@@ -281,4 +304,11 @@ def _padded(examples: list[dict], multiple: int) -> dict[str, np.ndarray]:
     for row, example in enumerate(examples):
         for k, ids in example.items():
             batch[k][row, : len(ids)] = ids
-    return batch | {"weights": (batch["target_out"] > 0).astype(np.float32)}
+    lengths = np.array([len(example["target_out"]) for example in examples])
+    return batch | {"weights": _filled(batch["target_out"].shape, lengths).astype(np.float32)}
+
+
+def _filled(shape: tuple[int, int], lengths: np.ndarray) -> np.ndarray:
+    """True on the first so many places of each row."""
+    lengths = np.pad(lengths, (0, shape[0] - len(lengths)))
+    return np.arange(shape[1])[None] < lengths[:, None]

@@ -1,6 +1,7 @@
 """tfx/data/cache.py: encoded once, never half, never wrong."""
 
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfx.data import cache, tokenizer
-from tfx.data.cache import Ragged, encode_corpora
+from tfx.data.cache import Ragged, encode_corpora, totals
 from tfx.data.sources import Corpus
 
 BYTES = tokenizer.build("bytes", 260, [])
@@ -42,25 +43,28 @@ class Deaf:
     """A tokenizer that must not be asked."""
 
     kind, fingerprint = BYTES.kind, BYTES.fingerprint
-    source = target = None
+    source = target = SimpleNamespace(vocab_size=BYTES.source.vocab_size)
+    ends = BYTES.ends
 
 
 def test_training_drops_empty_and_long_pairs_and_counts_them(tmp_path):
     pairs = encode(tmp_path)
     assert texts(pairs) == [("a", "b"), ("cc", "dd"), ("äö", "ü")]
-    assert pairs.report == {"pairs": 3, "empty": 3, "too_long": 1}
+    assert totals(pairs.parts) == {"kept": 3, "empty": 3, "too_long": 1}
 
 
 def test_evaluation_keeps_every_pair_in_order(tmp_path):
     pairs = encode(tmp_path, train=False)
     assert texts(pairs) == TOY
-    assert pairs.report == {"pairs": 7, "empty": 3, "too_long": 1}
+    assert totals(pairs.parts) == {"kept": 7, "empty": 3, "too_long": 1}
 
 
 def test_the_end_of_sentence_counts_as_a_token(tmp_path):
     toy = [corpus([("abcd", "a")])]
-    assert encode(tmp_path, toy, max_length=5).report["pairs"] == 1
-    with pytest.raises(ValueError, match=r"0 have an empty side and 1 more than data.max_length=4"):
+    assert totals(encode(tmp_path, toy, max_length=5).parts)["kept"] == 1
+    with pytest.raises(
+        ValueError, match=r"0 are empty on some side and 1 too long \(more than data.max_length=4"
+    ):
         encode(tmp_path, toy, max_length=4)
 
 
@@ -75,9 +79,9 @@ def test_training_keeps_exactly_what_fits(tmp_path_factory, lines, max_length):
     if usable:
         pairs = encode(folder, [corpus(lines)], max_length=max_length)
         assert texts(pairs) == usable
-        assert sum(pairs.report.values()) == len(lines)
+        assert sum(totals(pairs.parts).values()) == len(lines)
     else:
-        with pytest.raises(ValueError, match="no usable pairs in toy"):
+        with pytest.raises(ValueError, match="no usable rows in toy"):
             encode(folder, [corpus(lines)], max_length=max_length)
     assert not list(folder.glob("*.partial-*"))
 
@@ -85,7 +89,7 @@ def test_training_keeps_exactly_what_fits(tmp_path_factory, lines, max_length):
 def test_corpora_follow_each_other_with_their_weights(tmp_path):
     corpora = [corpus([("a", "b")], "one", 0.5), corpus([("", "")], "two"), corpus(TOY, "three", 2)]
     pairs = encode(tmp_path, corpora)
-    assert [(part.name, part.weight, part.pairs) for part in pairs.parts] == [
+    assert [(part.name, part.weight, part.kept) for part in pairs.parts] == [
         ("one", 0.5, 1),
         ("two", 1.0, 0),
         ("three", 2, 3),
@@ -100,7 +104,7 @@ def test_the_second_time_nothing_is_read_or_encoded(tmp_path):
     asked = []
     again = encode(tmp_path, [unread], Deaf(), progress=asked.append)
     assert texts(again) == texts(first) and again.fingerprint == first.fingerprint
-    assert again.report == first.report and not asked
+    assert again.parts == first.parts and not asked
 
 
 def test_another_corpus_tokenizer_length_or_use_is_another_cache(tmp_path):
@@ -206,7 +210,7 @@ def test_sampling_keeps_the_text_of_what_is_kept(tmp_path):
 
 
 def test_bytes_cannot_be_sampled(tmp_path):
-    with pytest.raises(ValueError, match=r"tokenizer.sampling needs subwords"):
+    with pytest.raises(ValueError, match=r"tokenizer.sampling needs kind=bpe or unigram"):
         encode(tmp_path, sampling=0.1)
 
 

@@ -1,5 +1,6 @@
 """tfx/data/pipeline.py: batch = f(seed, step), every pair once, whoever reads it."""
 
+import dataclasses
 import hashlib
 import tempfile
 import threading
@@ -13,21 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfx.data import pipeline, tokenizer
-from tfx.data.cache import Pairs, Part, Ragged
-from tfx.data.pipeline import Batches, encode_corpora, prefetch
+from tfx.data.cache import Pairs, Part, Ragged, encode_corpora
+from tfx.data.pipeline import Batches, prefetch
 from tfx.data.sources import Corpus
+from tfx.objectives import seq2seq
 
 EOS, BOS = 1, 3
+OURS = tokenizer.Tokenizer("bytes", tokenizer.Bytes(), tokenizer.Bytes())
 FEW = settings(max_examples=25, deadline=None)
 FOLDER = tempfile.TemporaryDirectory()
-
-
-def make_example(source, target):
-    return {
-        "source": np.append(source, EOS),
-        "target_in": np.concatenate([[BOS], target]),
-        "target_out": np.append(target, EOS),
-    }
 
 
 def toy(lengths, weights=None):
@@ -50,7 +45,7 @@ def random_lengths(n, longest=30, seed=0):
 
 def whole(pairs, **settings):
     settings = dict(tokens=96, max_length=32, seed=5) | settings
-    return Batches(pairs, make_example, **settings)
+    return Batches(seq2seq.of_pairs(pairs, OURS), **settings)
 
 
 def spans(batch):
@@ -106,7 +101,7 @@ def test_weights_come_out_over_epochs_of_constant_size(kind):
         for batch in epoch_of(batches, number)
         for pair, *_ in spans(batch)
     )
-    assert batches.pairs_per_epoch == round(30 + 50 + 2.5)
+    assert batches.examples_per_epoch == round(30 + 50 + 2.5)
     bought = [
         sum(seen[pair] for pair in part) for part in (range(30), range(30, 50), range(50, 60))
     ]
@@ -200,7 +195,7 @@ def test_the_padding_told_is_the_padding_made(kind, weights):
     cells = sum(2 * batch["source"].size for batch in made)
     assert batches.padding == pytest.approx(1 - tokens / cells)
     assert batches.tokens_per_epoch == sum(batch["weights"].sum() for batch in made)
-    assert batches.pairs_per_epoch == sum(len(spans(batch)) for batch in made)
+    assert batches.examples_per_epoch == sum(len(spans(batch)) for batch in made)
 
 
 def test_types():
@@ -249,8 +244,12 @@ def test_a_packing_is_kept_on_disk(monkeypatch):
 def test_too_long_a_pair_is_not_cut():
     with pytest.raises(ValueError, match=r"a side of 12 tokens is above data.max_length=8"):
         whole(toy([(3, 3), (2, 11)]), max_length=8)
-    with pytest.raises(ValueError, match="make_example made 9 tokens for a row of 4"):
-        Batches(toy([(3, 3)]), lambda s, t: {"source": np.tile(s, 3)}, tokens=8).batch(0)
+    examples = seq2seq.of_pairs(toy([(3, 3)]), OURS)
+    longer = dataclasses.replace(
+        examples, make=lambda *_: [dict.fromkeys(examples.axes, np.ones(9, np.int32))]
+    )
+    with pytest.raises(ValueError, match="an example has 9 tokens, its row has 4"):
+        Batches(longer, tokens=8).batch(0)
 
 
 # ---- evaluation ----------------------------------------------------------------------------------

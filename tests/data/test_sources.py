@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from tfx.data import sources, tfds
@@ -92,7 +93,7 @@ def test_the_fingerprint_is_of_the_content():
     [
         ("a.en,b.de", "", r"data.train: a.en has 3 lines, b.de has 2; line-parallel"),
         ("a.en,none.de", "", r"/none.de: no such file"),
-        ("a.en,empty", "", r"^empty: empty file, no usable pairs"),
+        ("a.en,empty", "", r"^empty: empty file, no usable rows"),
         ("a.en,.", "", r"a directory; name a text file"),
         ("train", "", r'data.train: "train" must be two line-parallel text files'),
         ("a.en,b.de,a.en", "", r"must be two line-parallel text files"),
@@ -104,7 +105,7 @@ def test_the_fingerprint_is_of_the_content():
         ("a.en,a.en,weight=two", "", r"weight=two must be"),
         ("a.en,a.en,wieght=2", "", r'"wieght=2" is no option; weight=NUMBER or tag=WORD'),
         ("a.tsv", "0,1", r'data.fields="0,1" must be two column numbers from 1'),
-        ("a.tsv", "en,de", r'data.fields="en,de" must be two column numbers'),
+        ("a.tsv", "en,de", r'a.tsv:1: the header has no column "en" \(it has: a, b\); set'),
         ("a.jsonl", "en", r'data.fields="en" must be two JSON keys'),
         ("page.tsv", "", r"page.tsv: a web page, not the data"),
     ],
@@ -218,6 +219,118 @@ def test_tfds(tfds_dir, monkeypatch):
     (named,) = open_split("tfds:tiny_pairs", "train", "de,en", "valid")
     assert named.fingerprint == swapped.fingerprint
     assert len({corpus.fingerprint for corpus in (whole, part, swapped)}) == 3
+
+
+@pytest.fixture(scope="module")
+def prepared_tasks(prepared):
+    """In the same folder the set "tiny_tasks", which has features for every kind of row."""
+    library = pytest.importorskip("tensorflow_datasets")
+    f = library.features
+
+    class TinyTasks(library.core.GeneratorBasedBuilder):
+        VERSION = library.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "text": f.Text(),
+                "other": f.Text(),
+                "label": f.ClassLabel(names=["no", "yes"]),
+                "score": np.float32,
+                "id": np.str_,
+                "question": f.Text(),
+                "context": f.Text(),
+                "answers": f.Sequence({"text": f.Text(), "answer_start": np.int32}),
+                "tokens": f.Sequence(f.Text()),
+                "tags": f.Sequence(f.ClassLabel(names=["O", "B-a"])),
+                "choices": f.Sequence(f.Text()),
+            }
+            return library.core.DatasetInfo(builder=self, features=f.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(3):
+                answers = {"text": ["ü"] * i, "answer_start": [0] * i}
+                yield (
+                    i,
+                    {
+                        "text": f"t {i}",
+                        "other": f"o {i}",
+                        "label": i - 1,  # -1: not told
+                        "score": i / 2,
+                        "id": f"q{i}",
+                        "question": "Q",
+                        "context": "ü c",
+                        "answers": answers,
+                        "tokens": ["a", "b"][:i],
+                        "tags": ["O", "B-a"][:i],
+                        "choices": ["x", "y"],
+                    },
+                )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(prepared))
+        open_split("tfds:tiny_tasks", "train", "", "train", "text")
+
+
+@pytest.mark.parametrize(
+    "kind, fields, rows",
+    [
+        ("text", "", [("t 0",), ("t 1",), ("t 2",)]),
+        ("text", "other", [("o 0",), ("o 1",), ("o 2",)]),
+        ("pair", "text,other", [("t 0", "o 0"), ("t 1", "o 1"), ("t 2", "o 2")]),
+        ("references", "text,other", [("t 0", ["o 0"]), ("t 1", ["o 1"]), ("t 2", ["o 2"])]),
+        ("labelled", "", [("t 0", -1), ("t 1", "no"), ("t 2", "yes")]),
+        ("labelled", "other,score", [("o 0", 0.0), ("o 1", 0.5), ("o 2", 1.0)]),
+        (
+            "labelled",
+            "text,other,label",
+            [("t 0", "o 0", -1), ("t 1", "o 1", "no"), ("t 2", "o 2", "yes")],
+        ),
+        (
+            "questions",
+            "",
+            [(f"q{n}", "Q", "ü c", [("ü", 0)] * n) for n in range(3)],
+        ),
+        ("tagged", "", [([], []), (["a"], ["O"]), (["a", "b"], ["O", "B-a"])]),
+        (
+            "choices",
+            "",
+            [("t 0", ["x", "y"], -1), ("t 1", ["x", "y"], "no"), ("t 2", ["x", "y"], "yes")],
+        ),
+    ],
+)
+def test_tfds_kinds(prepared_tasks, tfds_dir, kind, fields, rows):
+    (corpus,) = open_split("tfds:tiny_tasks", "train", fields, "train", kind)
+    found = pairs(corpus)
+    assert sorted(found, key=str) == sorted(rows, key=str)
+    plain = {str, int, float, list}
+    assert {type(value) for row in found for value in row} <= plain, "no arrays, nothing of NumPy"
+
+
+@pytest.mark.parametrize(
+    "kind, fields, message",
+    [
+        ("pair", "", r"supervised_keys must name two text.*\"SOURCE,TARGET\" with two of: "),
+        ("text", "label", r'data.fields=label must name features for text; set data.fields="TEXT"'),
+        ("labelled", "label,text", r"must name features for text, label; .* with some of: .*other"),
+        ("labelled", "text,other,tokens", r"must name features for text, second, label; "),
+        ("labelled", "text", r"data.fields=text must name features for text, label"),
+        ("questions", "id,question,context,tokens", r"for id, question, context, answers"),
+        ("tagged", "tokens,label", r"must name features for tokens, tags"),
+    ],
+)
+def test_tfds_refuses_other_features(prepared_tasks, tfds_dir, kind, fields, message):
+    with pytest.raises(ValueError, match=message) as error:
+        open_split("tfds:tiny_tasks", "train", fields, "train", kind)
+    assert "\n" not in str(error.value)
+
+
+def test_tfds_names_of_columns_that_are_not_there(tfds_dir):
+    message = r"tiny_pairs: the names id, question, context, answers must name features for id"
+    with pytest.raises(ValueError, match=message):
+        open_split("tfds:tiny_pairs", "train", "", "train", "questions")
 
 
 def test_tfds_needs_no_tensorflow(tfds_dir):

@@ -183,7 +183,7 @@ def test_scan_counts_and_hashes_what_is_unpacked(tmp_path, content, count):
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
 def test_scan_refuses_an_empty_file(tmp_path, name):
-    with pytest.raises(ValueError, match=rf"{name}: empty file, no usable pairs"):
+    with pytest.raises(ValueError, match=rf"{name}: empty file, no usable rows"):
         text.scan(write(tmp_path, b"", name))
 
 

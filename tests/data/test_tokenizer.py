@@ -194,10 +194,12 @@ def test_a_damaged_listing_is_refused(tmp_path, text):
         tokenizer.load(tmp_path)
 
 
-def test_a_vocabulary_of_another_kind_of_run_is_refused(tmp_path):
-    vocabulary.learn("chars", 0, SOURCES).save(tmp_path)
-    with pytest.raises(ValueError, match="its vocabulary is that of chars, not of a translation"):
-        tokenizer.load(tmp_path)
+def test_a_vocabulary_is_opened_as_one(tmp_path):
+    learned = vocabulary.learn("chars", 0, SOURCES)
+    learned.save(tmp_path)
+    opened = tokenizer.load(tmp_path)
+    assert isinstance(opened, vocabulary.Vocabulary)
+    assert opened.fingerprint == learned.fingerprint
 
 
 def test_no_tokenizer_is_said(tmp_path):

@@ -42,7 +42,6 @@ def test_each_family_has_its_own_around_texts(learned, kind, one, two):
     for texts in ([a], [a, b], [a, []], [[], []]):
         ids, types = vocab.pair(*texts)
         assert len(ids) == len(types)
-    assert vocab.pad_side == ("left" if kind == "xlnet" else "right")
 
 
 def test_segments_are_those_of_bert_and_xlnet(learned):

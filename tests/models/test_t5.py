@@ -70,7 +70,7 @@ def runs(config):
 )
 def test_every_published_size_has_its_parameters(size, parameters):
     assert size in SIZES and len(SIZES) == 10
-    shapes = models.shapes(models.build(Config(**SIZES[size], scan=True)))
+    shapes = models.shapes(models.build(Config(**SIZES[size], vocab=32_128, scan=True)))
     assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(nn.unbox(shapes))) == parameters
 
 

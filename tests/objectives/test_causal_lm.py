@@ -114,7 +114,7 @@ def test_a_task_with_half_the_language_model_beside_it():
     np.testing.assert_allclose(total / weight, np.mean(task) + 0.5 * np.mean(lm), rtol=1e-6)
     np.testing.assert_allclose(sums["lm"], sum(lm), rtol=1e-6)
     np.testing.assert_allclose(sums["nll"], sum(task), rtol=1e-6)
-    assert weight == 2 and sums["correct"] == 2 and len(calls) == 1
+    assert weight == 2 and sums["accuracy"] == 2 and len(calls) == 1
     gradient = jax.grad(lambda states: run(states)[0])(jnp.asarray(states_BTD))
     learns = np.abs(gradient).sum(-1) > 0
     assert learns.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]

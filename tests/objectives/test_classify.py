@@ -33,7 +33,7 @@ def test_sums_over_rows_that_hold_a_token():
     total, weight, sums = run(jnp.asarray(LOGITS_BL))
     nll = [np.log(np.exp(x).sum()) - x[n] for x, n in zip(LOGITS_BL, (0, 1), strict=False)]
     np.testing.assert_allclose(total, sum(nll), rtol=1e-6)
-    assert weight == 2 and sums["nll"] == total and sums["correct"] == 1
+    assert weight == 2 and sums["nll"] == total and sums["accuracy"] == 1
 
 
 def test_a_row_of_filling_moves_nothing():

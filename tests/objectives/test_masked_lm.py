@@ -172,7 +172,7 @@ def test_the_means_of_both_questions_are_added():
     total, weight, sums = run(states, batch=batch)
     nsp = np.log([1 + np.exp(-1), 1 + np.exp(3)])
     np.testing.assert_allclose(total / weight, masked_nll().mean() + nsp.mean(), rtol=1e-6)
-    assert weight == 3 and sums["rows"] == 2 and sums["nsp_correct"] == 1
+    assert weight == 3 and sums["rows"] == 2 and sums["nsp_accuracy"] == 1
     np.testing.assert_allclose(sums["nsp_nll"], nsp.sum(), rtol=1e-6)
     gradient = jax.grad(lambda nsp: run(states, nsp, batch)[0])(jnp.asarray(NSP_BL))
     assert gradient[:2].all() and not gradient[2].any()

@@ -36,7 +36,7 @@ def test_missing_choices_and_rows_count_for_nothing():
 
     total, weight, sums = run(logits_BC)
     np.testing.assert_allclose(total, np.log(2 + np.e) - 1 + np.log(2), rtol=1e-6)
-    assert weight == 2 and sums["correct"] == 1 and sums["nll"] == total
+    assert weight == 2 and sums["accuracy"] == 1 and sums["nll"] == total
     gradient = jax.grad(lambda logits: run(logits)[0])(logits_BC)
     assert np.isfinite(gradient).all()
     assert gradient[0].all() and gradient[1, :2].all()

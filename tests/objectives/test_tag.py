@@ -38,6 +38,6 @@ def test_only_scored_tokens_count_and_learn():
     run = lambda logits: tag.loss(lambda *_, **__: {"logits": logits}, None, batch, None, True)
     total, weight, sums = run(logits_BTL)
     np.testing.assert_allclose(total, 2 * np.log(1 + np.e) - 1, rtol=1e-6)
-    assert weight == 2 and sums["correct"] == 1 and sums["nll"] == total
+    assert weight == 2 and sums["accuracy"] == 1 and sums["nll"] == total
     gradient = jax.grad(lambda logits: run(logits)[0])(logits_BTL)
     assert not gradient[0, 0].any() and gradient[0, 1:].all()

@@ -9,8 +9,9 @@ import json
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, compress, pairwise
 from pathlib import Path
 
@@ -55,20 +56,36 @@ class Ragged:
         return [flat[first:last] for first, last in pairwise([0, *ends.tolist()])]
 
 
+def totals(parts: Sequence["Part"]) -> dict[str, int]:
+    """Rows kept, empty, and too long, over all corpora."""
+    names = ("kept", "empty", "too_long")
+    return {name: sum(getattr(part, name) for part in parts) for name in names}
+
+
 def offsets_of(lengths) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one corpus gave. Pairs with an empty side or too many tokens are dropped in training;
-    in evaluation they are kept, and counted in `pairs` too."""
+    """What one corpus gave. Rows that are empty, or have too many tokens, are dropped in training;
+    in evaluation they are kept, and counted in `kept` too."""
 
     name: str
     weight: float
-    pairs: int  # kept
+    kept: int
     empty: int
     too_long: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Encoded rows, corpus after corpus: a ragged array for each of their columns."""
+
+    columns: dict[str, Ragged]
+    parts: tuple[Part, ...]
+    fingerprint: str  # sha256: equal when text, order, ids and weights are
+    folder: Path  # where plans made from these rows are kept
 
 
 @dataclass(frozen=True)
@@ -81,19 +98,11 @@ class Pairs:
     source: Ragged
     target: Ragged
     parts: tuple[Part, ...]
-    fingerprint: str  # sha256: equal when text, order, ids and weights are
-    folder: Path  # where plans made from these pairs are kept
+    fingerprint: str
+    folder: Path
     texts: tuple[Ragged, Ragged] | None = None  # UTF-8, when sampling
     tokenizer: Tokenizer | None = None
     sampling: float = 0.0
-
-    @property
-    def report(self) -> dict[str, int]:
-        """Pairs kept, with an empty side, and too long, over all corpora."""
-        return {
-            name: sum(getattr(part, name) for part in self.parts)
-            for name in ("pairs", "empty", "too_long")
-        }
 
     def sampled(self, pair: int, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of one pair in a segmentation drawn from two seeds, one a side."""
@@ -104,90 +113,140 @@ class Pairs:
         return tuple(np.array(draw(*each)[0], np.int32) for each in sides)
 
 
+def encode_rows(
+    corpora: Sequence[Corpus],
+    cache_dir: str | Path,
+    recipe: Sequence,
+    dtypes: Mapping[str, type],
+    encode: Callable[..., tuple[dict[str, list], int, int]],
+    progress: Callable[[int], None] = lambda rows: None,
+    limit: str = "",
+) -> Rows:
+    """The corpora as arrays, from the cache when the same was encoded before.
+
+    Args:
+      recipe: JSON of all that decides the arrays, but for the text.
+      dtypes: of each column.
+      encode: a chunk's columns -> ({column: rows that are kept}, how many were empty, how many too
+        long).
+      progress: is told the number of rows read so far; a cache that exists calls it never.
+      limit: what "too long" means, for the error.
+
+    Raises:
+      ValueError: no row is usable; the cache is damaged.
+    """
+    contents = [corpus.fingerprint for corpus in corpora]
+    key = hashlib.sha256(json.dumps([VERSION, contents, *recipe]).encode()).hexdigest()
+
+    def fill(partial: Path) -> None:
+        writers = {name: _Writer(partial, name, dtype) for name, dtype in dtypes.items()}
+        counts, read = [], 0
+        for corpus in corpora:
+            sums = np.zeros(3, np.int64)
+            for chunk in corpus.chunks():
+                rows, empty, too_long = encode(*chunk)
+                for name, writer in writers.items():
+                    writer.add(rows[name])
+                sums += [len(rows[next(iter(dtypes))]), empty, too_long]
+                read += len(chunk[0])
+                progress(read)
+            counts.append(sums)
+        total, empty, too_long = np.sum(counts, axis=0).tolist()
+        if not total:
+            raise ValueError(
+                f"no usable rows in {', '.join(corpus.name for corpus in corpora)}: of {read} "
+                f"read, {empty} are empty on some side and {too_long} too long ({limit})"
+            )
+        for writer in writers.values():
+            writer.close()
+        np.array(counts, np.int64).tofile(partial / "counts.int64")
+
+    arrays = cached(Path(cache_dir, key[:32]), fill)
+    counts = arrays["counts"].reshape(len(corpora), 3).tolist()
+    weights = [corpus.weight for corpus in corpora]
+    return Rows(
+        {name: Ragged(arrays[name], arrays[f"{name}_offsets"]) for name in dtypes},
+        tuple(
+            Part(corpus.name, corpus.weight, *of_corpus)
+            for corpus, of_corpus in zip(corpora, counts, strict=True)
+        ),
+        hashlib.sha256(json.dumps([key, weights]).encode()).hexdigest(),
+        Path(cache_dir),
+    )
+
+
 def encode_corpora(
     corpora: Sequence[Corpus],
-    tokenizer: Tokenizer,
+    tokenizer,
     cache_dir: str | Path,
     *,
     train: bool,
     max_length: int,
     sampling: float = 0.0,
+    truncate: bool = False,
     progress: Callable[[int], None] = lambda pairs: None,
 ) -> Pairs:
-    """The corpora as ids, from the cache when the same was encoded before.
+    """Sentence pairs as ids; see `encode_rows`.
 
-    Training keeps the pairs that have two non-empty sides of at most `max_length` tokens, the
-    end of sentence counted; evaluation keeps every pair in order. `progress` is told the number
-    of pairs read so far; a cache that exists calls it never.
+    Training keeps the pairs that have two non-empty sides of at most `max_length` tokens, what
+    stands around a text counted; evaluation keeps every pair in order.
+
+    Args:
+      tokenizer: has `source`, `target` and `ends`: a Tokenizer or a Vocabulary.
+      truncate: longer sides are cut, not left out.
 
     Raises:
-      ValueError: no pair is usable; the cache is damaged; subword sampling of bytes.
+      ValueError: no pair is usable; the cache is damaged; subword sampling of what has none.
     """
-    if sampling and tokenizer.kind == "bytes":
-        raise ValueError("tokenizer.sampling needs subwords; kind=bytes has none, set it to 0")
+    sides = (tokenizer.source, tokenizer.target)
+    if sampling and not hasattr(sides[0], "encode_sampled"):
+        raise ValueError(
+            f"tokenizer.sampling needs kind=bpe or unigram; kind={tokenizer.kind}: set it to 0"
+        )
     keep_text = train and sampling > 0
-    contents = [corpus.fingerprint for corpus in corpora]
-    recipe = [VERSION, contents, tokenizer.fingerprint, train, max_length, keep_text]
-    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
-    folder = Path(cache_dir, key[:32])
-
-    fill = lambda partial: _encode(
-        corpora, tokenizer, partial, train, max_length, progress, keep_text
+    texts = [f"{name}_text" for name in SIDES] if keep_text else []
+    dtypes = {name: dtype_of(side) for name, side in zip(SIDES, sides, strict=True)}
+    recipe = [tokenizer.fingerprint, train, max_length, keep_text] + ["cut"] * truncate
+    room = max_length - len(tokenizer.ends.around)
+    rows = encode_rows(
+        corpora,
+        cache_dir,
+        recipe,
+        dtypes | dict.fromkeys(texts, np.uint8),
+        partial(_encode_pairs, sides, texts, train, truncate, room),
+        progress,
+        f"more than data.max_length={max_length} tokens a side; data.truncate cuts them",
     )
-    arrays = cached(folder, fill)
-    ragged = lambda name: Ragged(arrays[name], arrays[f"{name}_offsets"])
-    counts = arrays["counts"].reshape(len(corpora), 3).tolist()
-    weights = [corpus.weight for corpus in corpora]
     return Pairs(
-        source=ragged("source"),
-        target=ragged("target"),
-        parts=tuple(
-            Part(corpus.name, corpus.weight, *of_corpus)
-            for corpus, of_corpus in zip(corpora, counts, strict=True)
-        ),
-        fingerprint=hashlib.sha256(json.dumps([key, weights]).encode()).hexdigest(),
-        folder=folder.parent,
-        texts=(ragged("source_text"), ragged("target_text")) if keep_text else None,
+        **{name: rows.columns[name] for name in SIDES},
+        parts=rows.parts,
+        fingerprint=rows.fingerprint,
+        folder=rows.folder,
+        texts=tuple(rows.columns[name] for name in texts) or None,
         tokenizer=tokenizer if keep_text else None,
         sampling=sampling if keep_text else 0.0,
     )
 
 
-def _encode(corpora, tokenizer, folder, train, max_length, progress, keep_text) -> None:
-    """Writes every usable pair, and how many were usable, empty and too long in each corpus."""
-    sides = (tokenizer.source, tokenizer.target)
-    ids = [_Writer(folder, name, _dtype(side)) for name, side in zip(SIDES, sides, strict=True)]
-    texts = [_Writer(folder, f"{name}_text", np.uint8) for name in SIDES] if keep_text else []
-    counts, read = [], 0
-    for corpus in corpora:
-        pairs = empty = too_long = 0
-        for chunk in corpus.chunks():
-            rows = [side.encode(lines) for side, lines in zip(sides, chunk, strict=True)]
-            lengths = np.array([[len(row) for row in side] for side in rows])
-            is_empty = lengths.min(0) == 0
-            is_long = ~is_empty & (lengths.max(0) + 1 > max_length)
-            keep = ~(is_empty | is_long) if train else np.ones_like(is_empty)
-            for writer, side in zip(ids, rows, strict=True):
-                writer.add(list(compress(side, keep)))
-            for writer, lines in zip(texts, chunk, strict=False):
-                writer.add([line.encode() for line in compress(lines, keep)])
-            pairs, empty = pairs + int(keep.sum()), empty + int(is_empty.sum())
-            too_long, read = too_long + int(is_long.sum()), read + len(keep)
-            progress(read)
-        counts.append([pairs, empty, too_long])
-    total, empty, too_long = np.sum(counts, axis=0).tolist()
-    if not total:
-        raise ValueError(
-            f"no usable pairs in {', '.join(corpus.name for corpus in corpora)}: of {read} read, "
-            f"{empty} have an empty side and {too_long} more than data.max_length={max_length} "
-            "tokens a side"
-        )
-    for writer in ids + texts:
-        writer.close()
-    np.array(counts, np.int64).tofile(folder / "counts.int64")
+def _encode_pairs(sides, texts, train: bool, truncate: bool, room: int, *lines):
+    """What a chunk gives, for `encode_rows`; `texts` name the columns that keep it as it is."""
+    rows = [side.encode(each) for side, each in zip(sides, lines, strict=True)]
+    lengths = np.array([[len(row) for row in side] for side in rows])
+    is_empty = lengths.min(0) == 0
+    is_long = ~is_empty & (lengths.max(0) > room)
+    keep = ~(is_empty | is_long & (not truncate)) if train else np.ones_like(is_empty)
+    cut = room if truncate else None
+    kept = {
+        name: [row[:cut] for row in compress(side, keep)]
+        for name, side in zip(SIDES, rows, strict=True)
+    }
+    for name, each in zip(texts, lines, strict=False):
+        kept[name] = [line.encode() for line in compress(each, keep)]
+    return kept, int(is_empty.sum()), int(is_long.sum())
 
 
-def _dtype(side) -> type:
+def dtype_of(side) -> type:
+    """The smallest that holds the ids of a vocabulary."""
     return np.uint16 if side.vocab_size < 1 << 16 else np.int32
 
 

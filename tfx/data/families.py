@@ -6,8 +6,10 @@ are spelled as the files say, else as the family does; their ids are looked up, 
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -18,18 +20,51 @@ from tfx.data.segment import Fast, SentencePieces, open_model
 ROLES = ("pad", "eos", "bos", "unk", "cls", "sep", "mask")
 
 
+class Ends(NamedTuple):
+    """What stands around the texts of an encoder-decoder: the id that decoding begins with, and
+    the ids before and after each text; of a target, both are predicted."""
+
+    begin: int
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+    @property
+    def around(self) -> tuple[int, ...]:
+        return self.before + self.after
+
+
 @dataclass(frozen=True)
 class Family:
     """What a family's files leave unsaid.
 
     one, two: what goes around one text and two: roles, the texts a and b, each with its segment
-    type behind a colon, or 0. spelling: of the special tokens, where no file says it.
+    type behind a colon, or 0. spelling: of the special tokens, where no file says it. begin: the
+    role that decoding begins with, where there is a decoder.
     """
 
     one: str
     two: str
     spelling: str
-    pad_side: str = "right"
+    begin: str = ""
+
+    def template(self, special: Mapping[str, int], two: bool) -> list[tuple[str | int, int]]:
+        """[("a", 0), (102, 0), ...]: a text or a special id, and its segment type.
+
+        Raises:
+          ValueError: a special token that there is none of.
+        """
+        parts = []
+        for part in (self.two if two else self.one).split():
+            role, _, kind = part.partition(":")
+            if role not in ("a", "b") and role not in special:
+                raise ValueError(f"the tokenizer has no {role} token, which goes around its texts")
+            parts.append((special.get(role, role), int(kind or 0)))
+        return parts
+
+    @property
+    def types(self) -> bool:
+        """Whether a model of it tells one text from the other by token types."""
+        return ":" in self.two
 
 
 _BERT = Family(
@@ -41,13 +76,13 @@ _ROBERTA = Family(
     "cls a sep",
     "cls a sep sep b sep",
     "pad=<pad> eos=</s> bos=<s> unk=<unk> cls=<s> sep=</s> mask=<mask>",
+    "eos",
 )
-_T5 = Family("a eos", "a eos b eos", "pad=<pad> eos=</s> unk=<unk>")
+_T5 = Family("a eos", "a eos b eos", "pad=<pad> eos=</s> unk=<unk>", "pad")
 _XLNET = Family(
     "a sep cls:2",
     "a sep b:1 sep:1 cls:2",
     "pad=<pad> eos=</s> bos=<s> unk=<unk> cls=<cls> sep=<sep> mask=<mask>",
-    pad_side="left",
 )
 _END = "<|endoftext|>"
 _OWN = Family("a", "a b", "pad=<pad> eos=</s> unk=<unk> bos=<s>")
@@ -63,7 +98,7 @@ FAMILIES = {  # by the model_type of config.json
     "t5": _T5,
     "mt5": _T5,
     "xlnet": _XLNET,
-    "marian": Family("a eos", "a b eos", "pad=<pad> eos=</s> unk=<unk>"),
+    "marian": Family("a eos", "a b eos", "pad=<pad> eos=</s> unk=<unk>", "pad"),
     "chars": _OWN,
     "bytes": _OWN,
 }
@@ -266,6 +301,16 @@ SETTINGS = (
     "added_tokens.json",
     "target_vocab.json",
 )
+
+
+def around(template: list[tuple[str | int, int]], a, b=None) -> tuple[list, list]:
+    """(ids, segment types) of one text or two in a `Family.template`."""
+    ids, types, texts = [], [], {"a": a, "b": b}
+    for what, kind in template:
+        part = texts.get(what, [what])
+        ids += list(part)
+        types += [kind] * len(part)
+    return ids, types
 
 
 def parsed(content: bytes, path: str | Path) -> dict:

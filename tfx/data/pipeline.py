@@ -1,7 +1,6 @@
-"""How pairs become batches: batch = f(seed, step), of few static shapes, for any number of hosts.
+"""How examples become batches: batch = f(seed, step), of few static shapes, for any host.
 
-    pairs = encode_corpora(corpora, tokenizer, cache_dir, train=True, max_length=256)
-    batches = Batches(pairs, make_example, tokens=4096)
+    batches = Batches(examples, tokens=4096)
     batches.batch(step)             the whole batch of any step, at once
     batches.batch(step, slice(4))   rows 0..3 of it, of batches.rows(step): what one host needs
 
@@ -22,46 +21,42 @@ from pathlib import Path
 import numpy as np
 
 from tfx.data import plan
-from tfx.data.cache import Pairs, Ragged, cached, encode_corpora, offsets_of
+from tfx.data.cache import Ragged, cached, offsets_of
+from tfx.data.examples import Draw, Examples
 
-__all__ = ["Batches", "Pairs", "Ragged", "encode_corpora", "prefetch"]
-
-Shape = tuple[int, int, int]  # rows, source length, target length
+Shape = tuple[int, ...]  # rows, and the length of each side
 NONE = np.zeros(0, np.int32)
 GRAIN = 4  # lengths are multiples of it: odd ones compute badly, 8 pads 5% more (Multi30k)
 PROBES = 2048  # pairs drawn to learn how much subword sampling lengthens rows
-LONG = 64  # evaluation: pairs beyond the given shapes share one, a multiple of this long
+LONG = 64  # evaluation: examples beyond the given shapes share one, a multiple of this long
 
 
 class Batches:
     """Every batch of every epoch, by its step.
 
-    An epoch has every pair exactly once (a corpus of weight w: every pair floor(w) times, and a
-    rotating share of them once more) and `steps_per_epoch` batches. Pairs are shuffled inside
-    their bucket, then batches are shuffled. A batch that is not full ends in rows of zeros.
+    An epoch has every example exactly once (a corpus of weight w: every example floor(w) times,
+    and a rotating share of them once more) and `steps_per_epoch` batches. Examples are shuffled
+    inside their bucket, then batches are shuffled. A batch that is not full ends in rows of zeros.
 
     Args:
-      make_example: (source ids, target ids) -> {"source", "target_in", "target_out"}: 1-D
-        integer arrays, each at most one longer than the ids it is made of.
       tokens: padded positions a side and batch; rows are a multiple of `multiple`, and never
         fewer, even if that takes more tokens.
       parts: rows of zeros are added up to a multiple of it. So a plan made for some devices goes
-        on, pair for pair, on any other number of them.
-      kind: bucket (one pair a row) or pack (many pairs a row of `max_length`).
+        on, example for example, on any other number of them.
+      kind: bucket (one example a row) or pack (of pairs: many a row of `max_length`).
       shapes: how many static shapes there may be; or, for evaluation, the shapes themselves.
-      train: False: every pair once, short ones first; no shuffling, weights or packing.
+      train: False: every example once, short ones first; no shuffling, weights or packing.
 
     Attributes:
-      shapes: of what `batch` can return: (rows, source length, target length).
+      shapes: of what `batch` can return: (rows, length, and once more for a second side).
       multiple: as given.
-      steps_per_epoch, pairs_per_epoch, tokens_per_epoch (of the target, ends included).
-      padding: the share of positions on both sides, filler rows too, that hold no token.
+      steps_per_epoch, examples_per_epoch, tokens_per_epoch (of the target, ends included).
+      padding: the share of positions on all sides, filler rows too, that hold no token.
     """
 
     def __init__(
         self,
-        pairs: Pairs,
-        make_example: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]],
+        examples: Examples,
         *,
         tokens: int,
         kind: str = "bucket",
@@ -72,41 +67,46 @@ class Batches:
         seed: int = 0,
         train: bool = True,
     ):
-        self.pairs, self._make_example = pairs, make_example
+        self.examples = examples
         self._train, self._seed, self.multiple = train, seed, multiple
         self._packed: Ragged | None = None
-        self._keys = tuple(make_example(NONE, NONE))
         rows = lambda length: np.maximum(tokens // length // multiple, 1) * multiple
-        lengths = [side.lengths + 1 for side in (pairs.source, pairs.target)]
+        lengths = examples.lengths
+        longer = np.maximum.reduce(lengths)
         growth = 1.0  # of lengths, by subword sampling
         if not train:
-            self._buckets = _evaluation(np.maximum(*lengths), shapes, rows)
-        elif (longest := np.max(lengths)) > max_length:
+            self._buckets = _evaluation(longer, shapes, rows)
+        elif (longest := np.max(longer)) > max_length:
             raise ValueError(f"a side of {longest} tokens is above data.max_length={max_length}")
         else:
-            mix = plan.mix([(part.pairs, part.weight) for part in pairs.parts], seed)
+            mix = plan.mix([(part.kept, part.weight) for part in examples.parts], seed)
             room = lengths
-            if pairs.sampling:
-                growth, room = _stretched(pairs, lengths, max_length if kind == "pack" else 1)
+            if examples.sampling:
+                growth, room = _stretched(examples, lengths, max_length if kind == "pack" else 1)
                 room = [np.minimum(n, max_length) for n in room]
             if kind == "pack":
-                mix, self._packed = _packing(pairs, room, mix, max_length, seed)
+                mix, self._packed = _packing(examples, room, mix, max_length, seed)
                 self._buckets = [plan.Bucket(int(rows(max_length)), max_length, mix)]
             else:
-                self._buckets = _bucketing(np.maximum(*room), mix, rows, shapes, max_length)
+                room = np.maximum.reduce(room)
+                self._buckets = _bucketing(room, mix, rows, shapes, max_length)
         self._now: tuple[int, plan.Epoch | None] = (-1, None)
 
+        # Told once: a host whose rows are all filler must not guess.
+        one = Draw(seed, 0, 0, np.zeros(1, int), self._buckets[-1].length)
+        first = examples.make(np.zeros(1, int), one)[0]
+        self._dtypes = {key: np.asarray(first[key]).dtype for key in examples.axes}
+
         self._heights = [-(-bucket.rows // parts) * parts for bucket in self._buckets]
-        sized = zip(self._heights, self._buckets, strict=True)
-        self.shapes = [(height, bucket.length, bucket.length) for height, bucket in sized]
+        sized = list(zip(self._heights, self._buckets, strict=True))
+        self.shapes = [(height, *[bucket.length] * len(lengths)) for height, bucket in sized]
         self.steps_per_epoch = sum(bucket.steps for bucket in self._buckets)
-        weights = [part.weight if train else 1.0 for part in pairs.parts]
-        times = np.repeat(weights, [part.pairs for part in pairs.parts])
-        self.pairs_per_epoch = round(times.sum())
-        self.tokens_per_epoch = round(growth * times @ lengths[1])
-        sized = zip(self._buckets, self.shapes, strict=True)
-        cells = sum(bucket.steps * height * 2 * length for bucket, (height, length, _) in sized)
-        self.padding = float(1 - growth * times @ (lengths[0] + lengths[1]) / cells)
+        weights = [part.weight if train else 1.0 for part in examples.parts]
+        times = np.repeat(weights, [part.kept for part in examples.parts])
+        self.examples_per_epoch = round(times.sum())
+        self.tokens_per_epoch = round(growth * times @ lengths[-1])
+        cells = len(lengths) * sum(b.steps * height * b.length for height, b in sized)
+        self.padding = float(1 - growth * times @ sum(lengths) / cells)
 
     def rows(self, step: int) -> int:
         """How many rows the batch of a step has."""
@@ -117,28 +117,32 @@ class Batches:
         """The batch of a step, or those rows of it that one host needs.
 
         Returns:
-          int32 arrays [rows, length] by the keys of `make_example`, 0 on padding, and float32
-          `weights`: 1 on the tokens of target_out. Packed, also {source,target}_segments (1, 2,
-          ... for the pairs of a row, 0 on padding) and {source,target}_positions (from 0 in each
-          pair). In evaluation also `index` [rows]: the number of the pair; -1: a filler row.
+          The arrays of `Examples.make` by their names, with an axis of rows in front, 0 on
+          padding. Of pairs also float32 `weights`: 1 on the tokens of target_out; packed,
+          {source,target}_segments (1, 2, ... for the pairs of a row, 0 on padding) and
+          {source,target}_positions (from 0 in each pair). In evaluation also `index` [rows]: the
+          number of the example; -1: a filler row.
         """
         epoch, position = self._epoch(step)
         bucket = self._buckets[epoch.bucket[position]]
         items = np.full(self.rows(step), -1, np.int32)
         items[: bucket.rows] = epoch.items[epoch.start[position] :][: bucket.rows]
-        row, ids = self._members(items[rows])
-        if self._train and self.pairs.sampling:
-            names = np.arange(len(items))[rows]
-            sides = self._drawn(step, names[row], ids, bucket.length)
-        else:
-            sides = zip(self.pairs.source.take(ids), self.pairs.target.take(ids), strict=True)
-        examples = [self._make_example(*pair) for pair in sides]
-        shape = len(items[rows]), bucket.length
+        row, numbers = self._members(items[rows])
+        names = np.arange(len(items))[rows]
+        when = divmod(step, self.steps_per_epoch)[0] if self._train else 0, step
+        draw = Draw(self._seed, *when, names[row], bucket.length)
+        made = self.examples.make(numbers, draw)
+        sizes = {"T": bucket.length} | dict(self.examples.sizes(bucket.length))
         batch = {}
-        for key in self._keys:
-            arrays = [example[key] for example in examples]
+        for key, letters in self.examples.axes.items():
+            arrays = [example[key] for example in made]
+            shape = (len(items[rows]), *(sizes[letter] for letter in letters))
+            dtype = self._dtypes[key]
+            if letters != "T":
+                batch[key] = _stacked(key, arrays, row, np.zeros(shape, dtype))
+                continue
             cells, segments, positions = _lay_out(arrays, row, bucket.length)
-            batch[key] = _fill(shape, cells, np.concatenate([NONE, *arrays]))
+            batch[key] = _fill(shape, cells, np.concatenate([NONE.astype(dtype), *arrays]), dtype)
             if key == "target_out":
                 batch["weights"] = _fill(shape, cells, 1, np.float32)
             if self._packed and key in ("source", "target_out"):
@@ -157,27 +161,12 @@ class Batches:
         return epoch, position
 
     def _members(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Row and number of every pair in a batch, row after row."""
+        """Row and number of every example in a batch, row after row."""
         row = np.flatnonzero(items >= 0)
         if self._packed is None:
             return row, items[row]
         groups = [self._packed[item] for item in items[row].tolist()]
         return np.repeat(row, [len(ids) for ids in groups]), np.concatenate([NONE, *groups])
-
-    def _drawn(self, step: int, names: np.ndarray, ids: np.ndarray, length: int) -> list:
-        """Random segmentations of the pairs, those of one row together no longer than `length`."""
-        sides, plain = [], (self.pairs.source, self.pairs.target)
-        for name, group in itertools.groupby(zip(names, ids, strict=True), lambda at: at[0]):
-            members = [int(pair) for _, pair in group]
-            seeds = np.random.SeedSequence((self._seed, step, int(name)))
-            seeds = seeds.generate_state(2 * len(members)).reshape(-1, 2)
-            row = [self.pairs.sampled(*each) for each in zip(members, seeds, strict=True)]
-            for place, pair in enumerate(members):
-                if max(sum(map(len, side)) for side in zip(*row, strict=True)) + len(row) <= length:
-                    break
-                row[place] = [side[pair].astype(np.int32) for side in plain]
-            sides += row
-        return sides
 
 
 def prefetch(fn: Callable[[int], object], start: int, depth: int = 2) -> Iterator[tuple]:
@@ -199,7 +188,7 @@ def _evaluation(lengths, shapes, rows) -> list[plan.Bucket]:
     if isinstance(shapes, int):
         sizes = plan.best_sizes(plan.round_up(lengths, GRAIN), rows, shapes)
     else:
-        sizes = sorted({(height, length) for height, length, _ in shapes}, key=lambda size: size[1])
+        sizes = sorted({size[:2] for size in shapes}, key=lambda size: size[1])
         if (longest := int(lengths.max())) > sizes[-1][1]:
             longest = plan.round_up(longest, LONG)
             sizes.append((int(rows(longest)), longest))
@@ -212,7 +201,7 @@ def _bucketing(lengths, mix, rows, most, max_length) -> list[plan.Bucket]:
     return plan.bucketed(lengths, mix, plan.best_sizes(rounded[mix.ever()], rows, most))
 
 
-def _packing(pairs, lengths, mix, max_length, seed) -> tuple[plan.Mix, Ragged]:
+def _packing(examples, lengths, mix, max_length, seed) -> tuple[plan.Mix, Ragged]:
     """Packed rows as items, and the pairs in each; from disk when packed before."""
 
     def fill(folder: Path) -> None:
@@ -224,9 +213,9 @@ def _packing(pairs, lengths, mix, max_length, seed) -> tuple[plan.Mix, Ragged]:
         offsets_of(sizes).tofile(folder / "offsets.int64")
         np.array([len(rows) for rows in packed], np.int64).tofile(folder / "rows.int64")
 
-    recipe = json.dumps([pairs.fingerprint, pairs.sampling, max_length, seed])
+    recipe = json.dumps([examples.fingerprint, examples.sampling, max_length, seed])
     name = "pack-" + hashlib.sha256(recipe.encode()).hexdigest()[:32]
-    arrays = cached(pairs.folder / name, fill)
+    arrays = cached(examples.folder / name, fill)
     rows = np.arange(arrays["rows"].sum(), dtype=np.int32)
     always, *rest = np.split(rows, np.cumsum(arrays["rows"])[:-1])
     shares = [share for _, share in mix.rotating]
@@ -234,14 +223,15 @@ def _packing(pairs, lengths, mix, max_length, seed) -> tuple[plan.Mix, Ragged]:
     return plan.Mix(always, list(zip(rest, shares, strict=True))), table
 
 
-def _stretched(pairs: Pairs, lengths, row: int) -> tuple[float, list[np.ndarray]]:
+def _stretched(examples: Examples, lengths, row: int) -> tuple[float, list[np.ndarray]]:
     """The mean growth by sampling, and lengths with room for it: enough for 9 of 10 rows.
 
     Around its mean, a sum of n tokens spreads like the square root of n. Rows hold `row` tokens
     or, where it is above that, one pair.
     """
-    some = np.linspace(0, len(pairs.source) - 1, min(len(pairs.source), PROBES)).astype(int)
-    drawn = [pairs.sampled(pair, (2 * pair, 2 * pair + 1)) for pair in some.tolist()]
+    count = len(lengths[0])
+    some = np.linspace(0, count - 1, min(count, PROBES)).astype(int)
+    drawn = [examples.sampled(pair, (2 * pair, 2 * pair + 1)) for pair in some.tolist()]
     drawn = np.array([[len(ids) + 1 for ids in sides] for sides in drawn]).T
     plain = np.stack([side[some] for side in lengths])
     growth = drawn.sum() / plain.sum()
@@ -262,7 +252,7 @@ def _lay_out(arrays: list, row: np.ndarray, length: int) -> tuple[np.ndarray, ..
     leader = np.searchsorted(row, row)  # the first array of the same row
     offset = before - before[leader]
     if len(row) and (ends := offset + sizes).max() > length:
-        raise ValueError(f"make_example made {ends.max()} tokens for a row of {length}")
+        raise ValueError(f"an example has {ends.max()} tokens, its row has {length}")
     each = lambda values: np.repeat(values, sizes)
     positions = np.arange(sizes.sum()) - each(before)
     segments = each(np.arange(len(row)) - leader + 1)
@@ -273,3 +263,12 @@ def _fill(shape: tuple[int, int], cells: np.ndarray, values, dtype=np.int32) -> 
     array = np.zeros(shape, dtype)
     array.ravel()[cells] = values
     return array
+
+
+def _stacked(key: str, arrays: list, row: np.ndarray, batch: np.ndarray) -> np.ndarray:
+    """Arrays of whatever axes, one a row, each in the first corner of its own."""
+    for at, one in zip(row.tolist(), arrays, strict=True):
+        if any(have > room for have, room in zip(np.shape(one), batch.shape[1:], strict=True)):
+            raise ValueError(f"an example has {key} {np.shape(one)}, a row has {batch.shape[1:]}")
+        batch[(at, *map(slice, np.shape(one)))] = one
+    return batch

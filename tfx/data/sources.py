@@ -1,7 +1,7 @@
-"""Where do sentence pairs come from? Three kinds of source, one way to read them: as chunks.
+"""Where do rows come from? Three kinds of source, one way to read them: as chunks.
 
-    synthetic   the embedded grammar, tfx/data/grammar.py
-    files       line-parallel text, .tsv, .jsonl, each also .gz
+    synthetic   the embedded grammar, tfx/data/grammar.py, and exercises made of it
+    files       as tfx/data/rows.py lists them for every kind of row, each also .gz
     tfds:NAME   TensorFlow Datasets
 
 A split is one corpus or several, separated by white space; a corpus is names separated by
@@ -13,28 +13,29 @@ commas, then options:
 import functools
 import hashlib
 import itertools
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfx.data import grammar, text, tfds
+from tfx.data import exercises, grammar, text, tfds
+from tfx.data.rows import FORMATS, KINDS
 
-CHUNK = 1 << 14  # pairs
+CHUNK = 1 << 14  # rows
+TAGGED = ("source", "text", "question")  # the column that a tag is put in front of
 
-Chunks = Callable[[], Iterator[tuple[list[str], list[str]]]]
+Chunks = Callable[[], Iterator[tuple[list, ...]]]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Sentence pairs that can be read any number of times.
+    """Rows of one kind that can be read any number of times.
 
-    `chunks()` yields (sources, targets), equally long lists of at most 65,536 strings; the tag
-    is already in front of every source that is not blank, and empty lines are kept as "".
-    A pair of weight w is met w times an epoch. The fingerprint is a sha256 over the content,
-    whatever its path, and the tag.
+    `chunks()` yields a tuple of lists, one for each column of the kind (`rows.KINDS`), equally
+    long and of at most 65,536 values; the tag is already in front of every source (text, question)
+    that is not blank, and empty lines are kept as "". A row of weight w is met w times an epoch.
+    The fingerprint is a sha256 over the content, whatever its path, and the tag.
     """
 
     name: str
@@ -44,13 +45,28 @@ class Corpus:
     fingerprint: str = ""
 
 
-def open_split(source: str, spec: str, fields: str, split: str) -> list[Corpus]:
+def open_split(source: str, spec: str, fields: str, split: str, kind: str = "pair") -> list[Corpus]:
     """The corpora that `data.source`, `data.SPLIT` (= `spec`) and `data.fields` describe.
 
-    `fields`: JSONL keys (default "source,target"), TSV columns from 1 (default "1,2"), TFDS
-    features (default: supervised_keys). Files are counted and sniffed here, before anything
-    expensive. Raises ValueError or FileNotFoundError, one line each.
+    `fields`: JSONL keys (default: the columns of the kind), TSV columns by number from 1 (default)
+    or by the names of a header, TFDS features (default: supervised_keys, or the columns). Files are
+    counted and sniffed here, before anything expensive.
+
+    The columns of a kind of rows:
+
+        pair        source, target: str
+        references  source: str; references: list of str. Read as pairs are; a third of the fields
+                    names the JSONL key of further ones
+        text        text: str
+        labelled    text: str; with three fields second: str; label: str, int or float
+        questions   id, question, context: str; answers: list of (text, its first character)
+        tagged      tokens: list of str; tags: as many labels
+        choices     text: str; choices: list of str; label
+
+    Raises ValueError or FileNotFoundError, one line each.
     """
+    if kind not in KINDS:
+        raise ValueError(f'"{kind}" is no kind of rows: {", ".join(KINDS)}')
     if not spec.split():
         raise ValueError(f"data.{split} is empty; name at least one corpus")
     if source not in ("synthetic", "files") and not re.match("tfds:.", source):
@@ -59,16 +75,20 @@ def open_split(source: str, spec: str, fields: str, split: str) -> list[Corpus]:
     for corpus in spec.split():
         names, weight, tag = _parse(corpus, f"data.{split}")
         if source == "files":
-            chunks, identity = _files(names, fields, f"data.{split}")
+            chunks, identity = _files(kind, names, fields, f"data.{split}")
         elif len(names) > 1:
             raise ValueError(f'data.{split}: "{corpus}" must be one split, not {len(names)}')
         elif source == "synthetic":
-            chunks, identity = _synthetic(names[0], f"data.{split}")
+            chunks, identity = _synthetic(kind, names[0], f"data.{split}")
         else:
-            chunks, identity = tfds.open_split(source.removeprefix("tfds:"), names[0], fields)
+            data_set = source.removeprefix("tfds:")
+            chunks, identity = tfds.open_split(data_set, names[0], fields, kind)
+        chunks = _tagged(chunks, tag, kind, f"data.{split}")
+        if kind == "references":
+            chunks = _referenced(chunks)
         fingerprint = hashlib.sha256(f"{identity}\n{tag}".encode()).hexdigest()
         name = ",".join(names) if source == "files" else f"{source} {names[0]}"
-        corpora.append(Corpus(name, _tagged(chunks, tag), weight, tag, fingerprint))
+        corpora.append(Corpus(name, chunks, weight, tag, fingerprint))
     return corpora
 
 
@@ -93,40 +113,67 @@ def _parse(corpus: str, where: str) -> tuple[list[str], float, str]:
     return names, weight, options["tag"]
 
 
-def _tagged(chunks: Chunks, tag: str) -> Chunks:
+def _tagged(chunks: Chunks, tag: str, kind: str, where: str) -> Chunks:
+    if not tag:
+        return chunks
+    at = next((at for at, column in enumerate(KINDS[kind]) if column in TAGGED), None)
+    if at is None:
+        raise ValueError(f"{where}: tag={tag} has no text to stand before in {kind} rows; drop it")
+
     def tagged():
-        for source, target in chunks():
+        for chunk in chunks():
             # A blank source stays blank, so that it is still seen, and counted, as wordless.
-            yield [f"{tag} {line}" if line.strip() else line for line in source], target
+            lines = [f"{tag} {line}" if line.strip() else line for line in chunk[at]]
+            yield (*chunk[:at], lines, *chunk[at + 1 :])
 
-    return tagged if tag else chunks
+    return tagged
 
 
-def _synthetic(split: str, where: str) -> tuple[Chunks, str]:
+def _referenced(chunks: Chunks) -> Chunks:
+    """Of (source, target) or (source, target, further ones): (source, all of them)."""
+
+    def referenced():
+        for source, target, *further in chunks():
+            more = further[0] if further else [[]] * len(target)
+            yield source, [[one, *others] for one, others in zip(target, more, strict=True)]
+
+    return referenced
+
+
+def _synthetic(kind: str, split: str, where: str) -> tuple[Chunks, str]:
     if split not in ("train", "valid", "test"):
         raise ValueError(f'{where}="{split}": the synthetic splits are train, valid and test')
-    return lambda: _in_chunks(iter(_drawn(split))), f"synthetic {grammar.VERSION} {split}"
+    identity = f"synthetic {grammar.VERSION} {split}"
+    if kind in ("pair", "references"):
+        return lambda: _in_chunks(iter(_drawn(split))), identity
+    most = None if kind == "text" else exercises.MOST
+    rows = lambda: exercises.KINDS[kind](_drawn(split, most), split)
+    return lambda: _in_chunks(rows()), f"{identity} {kind} {exercises.VERSION}"
 
 
 @functools.cache
-def _drawn(split: str) -> list[tuple[str, str]]:
+def _drawn(split: str, most: int | None = None) -> list[tuple[str, str]]:
     """A first run reads the corpus twice, for the vocabulary and for the ids; drawing it takes
     seconds."""
-    return list(grammar.pairs(split))
+    return list(itertools.islice(grammar.pairs(split), most))
 
 
-def _files(names: list[str], fields: str, where: str) -> tuple[Chunks, str]:
+def _files(kind: str, names: list[str], fields: str, where: str) -> tuple[Chunks, str]:
     """Counted and hashed now, read later."""
     paths = [str(Path(name).expanduser()) for name in names]
-    kind = paths[0].removesuffix(".gz").rpartition(".")[2]
-    if len(paths) == 1 and kind in ROWS:
-        parse, fields = ROWS[kind](fields)
+    suffix, formats = paths[0].removesuffix(".gz").rpartition(".")[2], FORMATS[kind]
+    is_pairs = kind in ("pair", "references")
+    if len(paths) == 1 and (reader := formats.get(suffix, formats.get(""))):
+        rows, fields = reader(kind, paths[0], fields)
         _, digest = text.scan(paths[0])
-        return lambda: _in_chunks(_rows(paths[0], parse)), f"{kind} {digest} {fields}"
-    if len(paths) != 2:
+        what = "" if is_pairs else f"{kind} "
+        return lambda: _in_chunks(rows()), f"{what}{suffix * (suffix in formats)} {digest} {fields}"
+    if len(paths) != 2 or not is_pairs:
+        endings = " or ".join(f".{suffix}" for suffix in formats if suffix)
+        parallel = 'two line-parallel text files, "a.en,a.de", or ' * is_pairs
+        other = "text or " * ("" in formats)
         raise ValueError(
-            f'{where}: "{",".join(names)}" must be two line-parallel text files, "a.en,a.de", '
-            "or one .tsv or .jsonl file (.gz too)"
+            f'{where}: "{",".join(names)}" must be {parallel}one {other}{endings} file (.gz too)'
         )
     (sources, source_digest), (targets, target_digest) = map(text.scan, paths)
     if sources != targets:
@@ -138,65 +185,6 @@ def _files(names: list[str], fields: str, where: str) -> tuple[Chunks, str]:
     return lambda: _in_chunks(pairs()), f"lines {source_digest} {target_digest}"
 
 
-def _in_chunks(pairs: Iterator[tuple[str, str]]) -> Iterator[tuple[list[str], list[str]]]:
-    while chunk := list(itertools.islice(pairs, CHUNK)):
-        source, target = zip(*chunk, strict=True)
-        yield list(source), list(target)
-
-
-def _rows(path: str, parse: Callable[[str, str], tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(text.lines(path), 1):
-        yield parse(line, f"{path}:{number}")
-
-
-def _tsv(fields: str):
-    """How a line gives a pair: two of its tab-separated columns; no quoting, no header."""
-    fields = fields or "1,2"
-    if not re.fullmatch(r"[1-9]\d*,[1-9]\d*", fields):
-        raise ValueError(f'data.fields="{fields}" must be two column numbers from 1, such as "1,2"')
-    source, target = (int(field) - 1 for field in fields.split(","))
-
-    def parse(line: str, where: str) -> tuple[str, str]:
-        columns = line.split("\t")
-        if len(columns) <= max(source, target):
-            raise ValueError(
-                f"{where}: {len(columns)} tab-separated columns, too few for "
-                f'data.fields="{fields}"; mend the line or set data.fields'
-            )
-        return columns[source], columns[target]
-
-    return parse, fields
-
-
-def _jsonl(fields: str):
-    """How a line gives a pair: two string values of a JSON object."""
-    fields = fields or "source,target"
-    keys = fields.split(",")
-    if len(keys) != 2:
-        raise ValueError(f'data.fields="{fields}" must be two JSON keys, such as "source,target"')
-
-    def parse(line: str, where: str) -> tuple[str, str]:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", error)
-            raise ValueError(f"{where}: not JSON ({reason}); write one object a line") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: not a JSON object; write {{KEY: TEXT, ...}}")
-        return _value(row, keys[0], where), _value(row, keys[1], where)
-
-    return parse, fields
-
-
-def _value(row: dict, key: str, where: str) -> str:
-    if key not in row:
-        raise ValueError(f'{where}: no key "{key}" (it has: {", ".join(row)}); set data.fields')
-    value = row[key]
-    if not isinstance(value, str):
-        raise ValueError(f'{where}: "{key}" is {type(value).__name__}, not text; set data.fields')
-    if "\0" in value or re.search("[\ud800-\udfff]", value):
-        raise ValueError(f'{where}: "{key}" holds NUL or half a surrogate pair; remove it')
-    return value
-
-
-ROWS = {"tsv": _tsv, "jsonl": _jsonl}
+def _in_chunks(rows: Iterator[tuple]) -> Iterator[tuple[list, ...]]:
+    while chunk := list(itertools.islice(rows, CHUNK)):
+        yield tuple(map(list, zip(*chunk, strict=True)))

@@ -91,7 +91,7 @@ def _scanned(path: str | os.PathLike, version) -> tuple[int, str]:
         count += last.count(b"\n")
         digest.update(last)
     if not last:
-        raise ValueError(f"{path}: empty file, no usable pairs; name one that holds text")
+        raise ValueError(f"{path}: empty file, no usable rows; name one that holds text")
     return count + (not last.endswith(b"\n")), digest.hexdigest()
 
 

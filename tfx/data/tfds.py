@@ -13,24 +13,30 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from tfx.data import text
+from tfx.data.rows import LONGER, keys_of
 
 CHUNK = 1 << 13  # examples read at once: 5x faster than one by one
 LISTED = 20  # files named in one message
+LISTS = {"tokens": "text", "choices": "text", "tags": "label"}  # columns of lists, and of what
 
 
 def open_split(
-    name: str, split: str, fields: str
-) -> tuple[Callable[[], Iterator[tuple[list[str], list[str]]]], str]:
+    name: str, split: str, fields: str, kind: str = "pair"
+) -> tuple[Callable[[], Iterator[tuple[list, ...]]], str]:
     """(chunks, fingerprint) of `split` of the data set `name`, as `sources.Corpus` wants them.
 
-    `split` is a TFDS expression such as "train[:90%]"; `fields` two text features, "en,de",
-    or "" for the data set's supervised_keys. Raises ValueError for whatever stands in the way.
+    `split` is a TFDS expression such as "train[:90%]"; `fields` names a feature for each column of
+    the kind, "en,de", or is "" for the data set's supervised_keys or the names that the columns
+    have. Raises ValueError for whatever stands in the way.
     """
     tfds = _import()
     builder = _builder(tfds, name)
-    keys = _keys(name, builder.info, fields, tfds.features.Text)
+    columns = _columns(tfds, name, builder.info, fields, kind)
     if not builder.is_prepared():
         _prepare(tfds, name, builder)
     where = f"tfds:{name} {split}"
@@ -50,12 +56,12 @@ def open_split(
         for start in range(0, len(rows), CHUNK):
             numbers = range(start, min(start + CHUNK, len(rows)))
             read = list(zip(numbers, rows.__getitems__(numbers), strict=True))
-            source, target = (
-                [text.decode(row[key], where, n + 1) for n, row in read] for key in keys
+            yield tuple(
+                [value(row[key], where, n + 1) for n, row in read] for key, value in columns
             )
-            yield source, target
 
-    identity = "\n".join(("tfds", builder.info.full_name, split, *keys))
+    parts = ["tfds", builder.info.full_name, split, *(key for key, _ in columns)]
+    identity = "\n".join(parts + [kind] * (kind not in ("pair", "references")))
     return chunks, hashlib.sha256(identity.encode()).hexdigest()
 
 
@@ -131,17 +137,56 @@ def _by_hand(builder) -> str:
     )
 
 
-def _keys(name: str, info, fields: str, kind: type) -> tuple[str, str]:
-    """The features that are source and target."""
-    keys = tuple(fields.split(",")) if fields else info.supervised_keys or ()
-    texts = [key for key, feature in info.features.items() if isinstance(feature, kind)]
-    if len(keys) != 2 or not all(key in texts for key in keys):
-        have = f"data.fields={fields}" if fields else "supervised_keys"
-        raise ValueError(
-            f'tfds:{name}: {have} must name two text features; set data.fields="SOURCE,TARGET" '
-            f"with two of: {', '.join(texts) or 'none in this data set'}"
-        )
-    return keys
+Value = Callable[[Any, str, int], Any]  # as it is stored, data set, number -> as rows have it
+
+
+def _columns(tfds, name: str, info, fields: str, kind: str) -> list[tuple[str, Value]]:
+    """The features that are the columns of a kind, and how their values are read."""
+    wanted, are_pairs = keys_of(kind), kind in ("pair", "references")
+    keys, said = tuple(fields.split(",")), f"data.fields={fields}"
+    if kind == "labelled" and len(keys) == 3:
+        wanted = LONGER[kind]
+    if not fields:
+        supervised = info.supervised_keys if are_pairs or kind == "labelled" else None
+        keys = supervised or (() if are_pairs else wanted)
+        said = "supervised_keys" if are_pairs or supervised else f"the names {', '.join(wanted)}"
+    pairs = zip(keys, wanted, strict=False)
+    values = [key in info.features and _value(tfds, info.features[key], c) for key, c in pairs]
+    if len(keys) == len(wanted) and all(values):
+        return list(zip(keys, values, strict=True))
+    usable = [k for k, feature in info.features.items() for c in wanted if _value(tfds, feature, c)]
+    what = "two text features" if are_pairs else f"features for {', '.join(wanted)}"
+    raise ValueError(
+        f'tfds:{name}: {said} must name {what}; set data.fields="{",".join(wanted).upper()}" with '
+        f"{'two of' if are_pairs else 'some of'}: "
+        f"{', '.join(dict.fromkeys(usable)) or 'none in this data set'}"
+    )
+
+
+def _value(tfds, feature, column: str) -> Value | None:
+    """How the values of a feature become those of a column; None where they cannot."""
+    inner = getattr(feature, "feature", None)  # of a sequence
+    if column in LISTS:
+        one = None if inner is None else _value(tfds, inner, LISTS[column])
+        return one and (lambda values, where, n: [one(value, where, n) for value in values])
+    if column == "answers":
+        parts = set(inner) if isinstance(inner, tfds.features.FeaturesDict) else set()
+        return _answers if {"text", "answer_start"} <= parts else None
+    if not isinstance(feature, tfds.features.Tensor) or feature.shape:
+        return None
+    if np.dtype(feature.np_dtype).kind == "O":
+        return text.decode
+    if column != "label":
+        return None
+    if isinstance(feature, tfds.features.ClassLabel):  # -1: of a test split, not told
+        return lambda value, where, n: feature.int2str(value) if value >= 0 else -1
+    number = float if np.issubdtype(feature.np_dtype, np.floating) else int
+    return lambda value, where, n: number(value)
+
+
+def _answers(value, where: str, n: int) -> list[tuple[str, int]]:
+    pairs = zip(value["text"], value["answer_start"], strict=True)
+    return [(text.decode(answer, where, n), int(start)) for answer, start in pairs]
 
 
 def _close(word: str, known) -> str:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from tfx.data.families import FAMILIES
+from tfx.data import vocabulary
+from tfx.data.families import FAMILIES, Ends
 from tfx.data.pieces import as_json, evenly, refuse_surrogates, refuse_unknown, sentencepiece_model
 from tfx.data.segment import THREADS, open_model
 from tfx.data.vocabulary import checked, write
@@ -112,6 +113,8 @@ class Tokenizer:
     kind: str  # bpe | unigram | bytes | given (by path)
     source: SentencePiece | Bytes
     target: SentencePiece | Bytes
+    ends = Ends(BOS, (), (EOS,))
+    special = SPECIAL
 
     @property
     def fingerprint(self) -> str:
@@ -171,8 +174,12 @@ def build(
     return Tokenizer(kind, *(_learn(kind, vocab, side, lowercase, tags) for side in sides))
 
 
-def load(workdir: str | Path) -> Tokenizer:
-    """The tokenizer that `save` put there. Raises ValueError where a file is not the one saved."""
+def load(workdir: str | Path) -> "Tokenizer | vocabulary.Vocabulary":
+    """The tokenizer that `save`, or that of a Vocabulary, put there.
+
+    Raises:
+      FileNotFoundError, ValueError: there is none, or a file is not the one that was saved.
+    """
     listing = Path(workdir, "tokenizer.json")
     if not listing.is_file():
         raise FileNotFoundError(f"{workdir} has no tokenizer.json; is it the workdir of a run?")
@@ -181,11 +188,11 @@ def load(workdir: str | Path) -> Tokenizer:
         kind, sums = about["kind"], tuple(about["sha256"].items())
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{listing} is damaged; copy it back from where it was made") from None
+    if kind in FAMILIES and sums:
+        return vocabulary.load(workdir)
     if kind == "bytes":
         one = Bytes()
         return Tokenizer(kind, one, one)
-    if kind in FAMILIES:
-        raise ValueError(f"{workdir}: its vocabulary is that of {kind}, not of a translation run")
     if tuple(name for name, _ in sums) not in (JOINT, PER_SIDE):
         raise ValueError(f"{listing} is damaged; copy it back from where it was made")
     paths = [(Path(workdir, name), saved) for name, saved in sums]

@@ -21,7 +21,17 @@ from pathlib import Path
 import numpy as np
 
 from tfx.data import pieces
-from tfx.data.families import FAMILIES, LAYOUTS, ROLES, SETTINGS, Files, marian, parsed
+from tfx.data.families import (
+    FAMILIES,
+    LAYOUTS,
+    ROLES,
+    SETTINGS,
+    Ends,
+    Files,
+    around,
+    marian,
+    parsed,
+)
 from tfx.data.segment import Fast, SentencePieces
 
 HIDDEN = {"pad", "eos", "bos", "cls", "sep"}  # what decode leaves out
@@ -48,9 +58,7 @@ class Vocabulary:
         for piece, number in model.ids.items():
             self._pieces[number] = piece
         self._hidden = {special[role] for role in HIDDEN & special.keys()}
-        about = FAMILIES[family]
-        self.pad_side: str = about.pad_side
-        self._one, self._two = _template(about.one, special), _template(about.two, special)
+        self._one, self._two = (FAMILIES[family].template(special, two) for two in (False, True))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -112,13 +120,30 @@ class Vocabulary:
 
     def pair(self, a: Sequence[int], b: Sequence[int] | None = None) -> tuple[list, list]:
         """(ids, segment types) of one text or two with the family's special tokens."""
-        ids, types = [], []
-        texts = {"a": a, "b": b}
-        for what, kind in self._one if b is None else self._two:
-            part = texts.get(what, [what])
-            ids += part
-            types += [kind] * len(part)
-        return ids, types
+        return around(self._one if b is None else self._two, a, b)
+
+    @functools.cached_property
+    def ends(self) -> Ends:
+        """For an encoder-decoder. Raises ValueError of a family that has no decoder."""
+        if not (begin := FAMILIES[self.family].begin):
+            raise ValueError(f"tokenizer.kind={self.family}: of models without a decoder; try t5")
+        ids = [what for what, _ in self._one]
+        at = ids.index("a")
+        return Ends(self.special[begin], tuple(ids[:at]), tuple(ids[at + 1 :]))
+
+    # The other side of a translation reads the same vocabulary, but for Marian's.
+
+    @property
+    def kind(self) -> str:
+        return self.family
+
+    @property
+    def source(self) -> "Vocabulary":
+        return self
+
+    @property
+    def vocab_sizes(self) -> tuple[int, int]:
+        return self.vocab_size, self.target.vocab_size
 
     def save(self, workdir: str | Path) -> None:
         """Writes the files, into a folder of their own, and last tokenizer.json, their list."""
@@ -129,12 +154,6 @@ class Vocabulary:
             sums[f"{FOLDER}/{name}"] = hashlib.sha256(content).hexdigest()
         about = {"kind": self.family, "vocab": self.vocab_size, "special": self.special}
         write(Path(workdir, "tokenizer.json"), pieces.as_json(about | {"sha256": sums}))
-
-
-def _template(roles: str, special: dict[str, int]) -> list[tuple[str | int, int]]:
-    """[("a", 0), (102, 0), ...]: a text or a special id, and its segment type."""
-    parts = (part.partition(":") for part in roles.split())
-    return [(special.get(role, role), int(kind or 0)) for role, _, kind in parts]
 
 
 def _fitted(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:

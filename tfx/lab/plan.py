@@ -24,7 +24,7 @@ from tfx import assemble, flops, models, optim, sharding, train, translate
 from tfx.config import Config
 from tfx.data.tokenizer import Bytes
 from tfx.lab import collectives
-from tfx.objectives import OBJECTIVES
+from tfx.objectives import seq2seq
 
 KNOWN = ("cpu", "v4:2x2x2", "v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v6e:4x4", "tpu7x:2x2x1")
 # The largest slice of each generation; asked for a larger one, libtpu aborts the whole process.
@@ -349,8 +349,7 @@ def _training(config: Config, model, mesh, shape: flops.Shape) -> tuple:
     like, shardings = train.init_state(config, model, tx, mesh)
     step = train.make_train_step(config, train.make_loss(config, model), tx, shardings)
     rows, source, target = shape
-    make = OBJECTIVES[config.objective.name].make_example
-    example = make(np.zeros(source - 1, np.int32), np.zeros(target - 1, np.int32))
+    example = seq2seq.make_example(np.zeros(source - 1, np.int32), np.zeros(target - 1, np.int32))
     lengths = {name: len(ids) for name, ids in example.items()}
     if config.batch.kind == "pack":
         sides = {"source": source, "target": target}

@@ -215,7 +215,7 @@ def from_tensors(format: Format, config, boxed, tensors: Mapping[str, np.ndarray
         whole = list(shape)
         whole[axis] *= piece.at.parts
         x = tensors[name]
-        if x.size != math.prod(whole) or x.shape[0] != whole[0]:
+        if x.size != math.prod(whole) or x.shape[:1] != tuple(whole[:1]):
             wrong.append(f"{name} is {list(x.shape)}, the model wants {whole}")
             continue
         x = np.split(x.reshape(whole), piece.at.parts, axis)[piece.at.part]

@@ -60,7 +60,7 @@ class Layers:
     scan: bool = False
     remat: str = "none"  # none | full | dots | save_names:A,B | offload:A,B: tfx/nn/block.py
     kernel: Literal["auto", "xla", "cudnn", "splash", "ring"] = "auto"  # tfx/nn/kernels.py
-    vocab: int = dataclasses.field(default=0, metadata=RUNTIME)
+    vocab: Count = 0  # rows of the embedding; 0: as many as the tokenizer has pieces
     dtype: str = dataclasses.field(default="float32", metadata=RUNTIME)
 
 

@@ -22,7 +22,6 @@ Differs from the paper: nothing. Heads that classify are Hugging Face's; the pap
 as text.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,7 +57,6 @@ class Config(transformer.Config):
     head: Literal["lm", "none", "encoder", "classify", "tokens", "span"] = "lm"
     classes: layers.Positive = 2  # of the heads classify and tokens; 1: a regression
     head_dropout: layers.Rate = 0.0
-    vocab: int = dataclasses.field(default=32128, metadata=layers.RUNTIME)
 
 
 V1_1 = dict(activation="geglu_tanh", tie="inputs", scale_output=False)

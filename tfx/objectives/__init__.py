@@ -1,10 +1,14 @@
-"""What is learned. An objective is a file with two functions:
+"""What is learned. An objective is a file with
 
-make_example(...) -> dict of arrays             numpy: what is fed, what is predicted
-loss(apply, params, batch, rngs, train, **settings) -> (sum, weight, metrics)
+    Config                                   its settings
+    ROWS, HEADS                              the rows it reads (data/rows.py), the heads it trains
+    examples(config, given) -> Examples      numpy: what is fed, what is predicted
+    loss(apply, params, batch, rngs, train, **settings) -> (sum, weight, sums)        jax
 
-Where one thing becomes several rows there is `make_examples` too: of span_qa, a question with a
-long context; of distill, the rows of a batch, which share a budget of masked tokens.
+The mean of each of the sums is over the weight, but for those that `OVER` names. `examples` is
+made of `make_example`, which knows one row and no data set; where one thing becomes several rows
+there is `make_examples`: of span_qa, a question with a long context; of distill, the rows of a
+batch, which share a budget of masked tokens.
 """
 
 from tfx.objectives import (
@@ -38,3 +42,24 @@ OBJECTIVES = {
     "multiple_choice": multiple_choice,
     "span_qa": span_qa,
 }
+
+
+def name_of(config) -> str:
+    """What an objective's Config is called."""
+    return next(n for n, objective in OBJECTIVES.items() if type(config) is objective.Config)
+
+
+def predicts_tokens(config) -> bool:
+    """Whether the `nll` of an objective is that of tokens of a vocabulary."""
+    return OBJECTIVES[name_of(config)].ROWS in ("pair", "text")
+
+
+def means(config, total: dict[str, float]) -> dict[str, float]:
+    """The mean of every sum of an objective, over what it says."""
+    over = getattr(OBJECTIVES[name_of(config)], "OVER", {})
+    counts = {"weight", *over.values()}
+    return {
+        name: value / max(total[over.get(name, "weight")], 1.0)
+        for name, value in total.items()
+        if name not in counts
+    }

@@ -6,11 +6,60 @@ block    ids      x1 x2 ... xn
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
 
+from tfx.data import examples as data
 from tfx.nn.losses import cross_entropy, sum_of_means
+from tfx.objectives import seq2seq
+
+ROWS, HEADS = "text", ("causal",)
+READS = "ids"
+
+
+@dataclass(frozen=True)
+class Config(seq2seq.Config):
+    """What is minimised."""
+
+    label_smoothing: Annotated[float, "0 <= x < 1"] = 0.0
+    whole: bool = False  # a file is one text, line ends are tokens; else each line is a text
+    separate: bool = False  # texts of a block do not see each other
+    stride: Annotated[int, "x >= 0"] = 0  # evaluation: tokens between blocks; 0: a block
+
+
+def examples(config: Config, given: data.Given) -> data.Examples:
+    """Blocks of text. In evaluation every token is predicted once; with a stride, all but those
+    of the first block from data.max_length - stride tokens or more."""
+    v, c, length = given.vocabulary, config, given.max_length
+    apart = v.special.get("eos")
+    if c.separate and (c.whole or apart is None):
+        raise ValueError(
+            f"objective.separate: {'a whole file' if c.whole else v.kind} has no token between "
+            "texts; set it to false"
+        )
+    if c.stride > length:
+        raise ValueError(f"objective.stride={c.stride}: want at most data.max_length={length}")
+    step = length if given.train else c.stride or length
+    settings = dict(separator=apart) if c.separate else {}
+
+    def make(block, rng):
+        return make_example(block.ids, seen=(length - step) * block.later, **settings)
+
+    names = ("ids", "targets", "weights") + ("segments", "positions") * c.separate
+    text = data.stream(given, c.whole, apart)
+    return data.blocks(
+        given,
+        text,
+        step,
+        make,
+        dict.fromkeys(names, "T"),
+        lengths=lambda tokens: (tokens - 1,),
+        reach=length + 1,
+        recipe=["causal", c.separate],
+    )
 
 
 def join(documents: Iterable, separator: int) -> np.ndarray:

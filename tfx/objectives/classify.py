@@ -1,11 +1,56 @@
 """Classification: which of a few classes a text, or a pair of texts, is of."""
 
 import operator
+from dataclasses import dataclass
+from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
 
+from tfx.data import examples as data
 from tfx.nn.losses import softmax_cross_entropy
+from tfx.objectives import inputs
+
+ROWS, HEADS = "labelled", ("classify",)
+READS = "ids"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is minimised."""
+
+    labels: str = ""  # names of the classes in order: "negative,positive"; "": 0,1,...
+    language: Annotated[float, "x >= 0"] = 0.0  # weight of the language model's loss beside (GPT)
+
+
+def examples(config: Config, given: data.Given) -> data.Examples:
+    """Rows of one text or two and their class."""
+    v, names = given.vocabulary, config.labels.split(",") if config.labels else []
+    if names and len(names) != given.classes:
+        raise ValueError(
+            f"objective.labels has {len(names)} names, model.classes = {given.classes}; set one "
+            "after the other"
+        )
+    value = lambda label: [number_of(label, names, given.classes)]
+    rows, lengths = data.texts(given, value, np.int32, ["classes", names, given.classes])
+
+    def make(row, rng, value):
+        return make_example(row, label=int(value), classes=given.classes)
+
+    axes = inputs.axes(v, label="")
+    return data.of_rows(rows, [lengths], inputs.rows_of(v, rows, make), axes)
+
+
+def number_of(label, names: list[str], classes: int) -> int:
+    """The class of a label as the data has it: a name, or a number. Raises ValueError."""
+    if not names and isinstance(label, str) and label.lstrip("-").isdigit():
+        label = int(label)
+    if names and label not in names:
+        raise ValueError(
+            f'label "{label}" is none of objective.labels = "{",".join(names)}"; correct the row '
+            "or the list"
+        )
+    return int(names.index(label) if names else class_index(label, classes))
 
 
 def class_index(label, classes: int) -> np.int32:
@@ -35,9 +80,9 @@ def loss(apply, params, batch, rngs, train):
     """Cross-entropy of `logits` [B, L] with `label` [B]; rows without a token do not count.
 
     Returns:
-      Its sum over rows, their number, and sums: `nll`, and `correct`, the rows got right.
+      Its sum over rows, their number, and sums: `nll`, and `accuracy`, the rows got right.
     """
     logits_BL = apply(params, batch, rngs=rngs, train=train)["logits"]
     weights_B = batch["mask"].any(-1).astype(jnp.float32)
     nll, correct = softmax_cross_entropy(logits_BL, batch["label"], weights_B)
-    return nll, weights_B.sum(), {"nll": nll, "correct": correct}
+    return nll, weights_B.sum(), {"nll": nll, "accuracy": correct}

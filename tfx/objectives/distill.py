@@ -10,14 +10,34 @@ student starts as every second layer of its teacher.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tfx.data import examples as data
 from tfx.nn.losses import cosine_distance, cross_entropy, distillation, sum_of_means
-from tfx.objectives import masked_lm
+from tfx.objectives import inputs, masked_lm
 from tfx.objectives.inputs import Special
+
+ROWS, HEADS = "text", ("mlm", "pretraining")
+READS = "ids"
+OVER = {"nll": "masked"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is minimised."""
+
+    teacher: str = ""  # a workdir, or a folder of Hugging Face
+    temperature: Annotated[float, "x > 0"] = 2.0
+    soft: Annotated[float, "x >= 0"] = 5.0  # weight of the divergence from the teacher,
+    hard: Annotated[float, "x >= 0"] = 2.0  # of the masked tokens,
+    cosine: Annotated[float, "x >= 0"] = 1.0  # and of the hidden states
+    masked_only: bool = False  # the divergence over the masked tokens, not over all
+    rate: Annotated[float, "0 < x < 1"] = 0.15  # share of the tokens that is masked
 
 
 def token_weights(counts: np.ndarray, special: Special) -> np.ndarray:
@@ -76,15 +96,17 @@ def loss(
     *,
     teacher: Callable[[dict], dict],
     temperature: float = 2.0,
-    coefficients: tuple[float, float, float] = (5.0, 2.0, 1.0),
+    soft: float = 5.0,
+    hard: float = 2.0,
+    cosine: float = 1.0,
     masked_only: bool = False,
 ):
     """The three losses of `targets` and `weights` [B, T], weighted and added up.
 
     Args:
       teacher: batch -> what its model returns, `logits` and `states`; no gradient enters it.
-      coefficients: of the divergence, of the masked tokens, of the cosine. States are compared
-        only where theirs is above 0, and must then be as wide as the teacher's.
+      soft, hard, cosine: of the divergence, of the masked tokens, of the cosine. States are
+        compared only where theirs is above 0, and must then be as wide as the teacher's.
       masked_only: take the divergence over the masked tokens, not over all.
 
     Returns:
@@ -99,13 +121,12 @@ def loss(
     factors = mine["logits"].factors()
     divergence = distillation(factors, theirs["logits"].factors(), over_BT, temperature)
     nll, _ = cross_entropy(*factors, batch["targets"], masked_BT)
-    soft, hard, alike = coefficients
-    cosine = cosine_distance(mine["states"], theirs["states"], tokens_BT) if alike else 0.0
+    alike = cosine_distance(mine["states"], theirs["states"], tokens_BT) if cosine else 0.0
     tokens, masked = tokens_BT.sum(), masked_BT.sum()
     total, weight = sum_of_means(
-        (alike, cosine, tokens), (soft, divergence, over_BT.sum()), (hard, nll, masked)
+        (cosine, alike, tokens), (soft, divergence, over_BT.sum()), (hard, nll, masked)
     )
-    sums = {"nll": nll, "masked": masked, "divergence": divergence, "cosine": cosine}
+    sums = {"nll": nll, "masked": masked, "divergence": divergence, "cosine": alike}
     return total, weight, sums
 
 
@@ -152,3 +173,20 @@ def student_parameters(student: dict, teacher: dict, layers: Sequence[int]) -> d
     if missing:
         raise ValueError(f"no student of this teacher: {'; '.join(missing)}")
     return taken
+
+
+def examples(config: Config, given: data.Given) -> data.Examples:
+    """Blocks of text, rare tokens of them masked more often than frequent ones."""
+    v = given.vocabulary
+    around, text = len(v.pair([])[0]), data.stream(given, False, v.special.get("sep"))
+    weights = token_weights(np.bincount(text.flat, minlength=v.vocab_size), inputs.special(v))
+    settings = dict(special=inputs.special(v), weights=weights, rate=config.rate)
+    return data.blocks(
+        given,
+        text,
+        given.max_length - around,
+        lambda block, rng: make_example(inputs.framed(v, block.ids), rng, **settings),
+        inputs.axes(v, targets="T", weights="T"),
+        lengths=lambda tokens: (tokens + around,),
+        recipe=["distilled", config.rate],
+    )

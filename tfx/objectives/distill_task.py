@@ -5,6 +5,8 @@ second step of distillation of Sanh et al. (2019), section 4.1, whose teacher wa
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,18 @@ import jax.numpy as jnp
 from tfx.nn.losses import distillation
 from tfx.objectives import classify
 
-make_example = classify.make_example
+ROWS, HEADS = classify.ROWS, classify.HEADS
+READS = "ids"
+make_example, examples = classify.make_example, classify.examples
+
+
+@dataclass(frozen=True)
+class Config(classify.Config):
+    """What is minimised."""
+
+    teacher: str = ""  # a workdir, or a folder of Hugging Face: a classifier of the same classes
+    temperature: Annotated[float, "x > 0"] = 2.0
+    soft: Annotated[float, "0 <= x <= 1"] = 0.5  # weight of the divergence from the teacher
 
 
 def loss(
@@ -32,7 +45,7 @@ def loss(
       teacher: batch -> what its model returns, `logits`; no gradient enters it.
 
     Returns:
-      Its sum over rows, their number, and sums: `nll`, `correct`, `divergence`.
+      Its sum over rows, their number, and sums: `nll`, `accuracy`, `divergence`.
     """
     mine = apply(params, batch, rngs=rngs, train=train)
     nll, weight, sums = classify.loss(lambda *_, **__: mine, params, batch, rngs, train)

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tfx.data.families import FAMILIES, around
+
 
 class Special(NamedTuple):
     """The ids that a tokenizer keeps for itself; None: it has no such token."""
@@ -28,21 +30,16 @@ class Special(NamedTuple):
         return found
 
 
-# One text and two: A, B and special tokens, each followed by its token type where a family has
-# types. RoBERTa has one type for all, GPT-1 none.
-FRAMES = {
-    "bert": ("cls0 A0 sep0", "cls0 A0 sep0 B1 sep1"),
-    "roberta": ("cls A sep", "cls A sep sep B sep"),
-    "xlnet": ("A0 sep0 cls2", "A0 sep0 B1 sep1 cls2"),
-    "gpt": ("bos A cls", "bos A sep B cls"),
-}
+def special(vocabulary) -> Special:
+    """Those of a Vocabulary."""
+    return Special(**vocabulary.special)
 
 
 def frame(family: str, special: Special, first, second=None) -> dict[str, np.ndarray]:
     """Ids of one text or two, as a family of models wants them.
 
     Args:
-      family: one of `FRAMES`.
+      family: a key of `families.FAMILIES`.
 
     Returns:
       1-D int32 arrays of one length: `ids`, `mask` (1: a token) and, of families that have token
@@ -51,13 +48,37 @@ def frame(family: str, special: Special, first, second=None) -> dict[str, np.nda
     Raises:
       ValueError: no such family, or a special token that the tokenizer does not have.
     """
-    if family not in FRAMES:
-        raise ValueError(f"no frame for '{family}': choose from {', '.join(FRAMES)}")
-    texts, ids, types = {"A": first, "B": second}, [], []
-    for part in FRAMES[family][second is not None].split():
-        name = part.rstrip("012")
-        ids.append(np.asarray(texts[name] if name in texts else [special.get(name)], np.int32))
-        types += [part[len(name) :]] * len(ids[-1])
-    ids = np.concatenate(ids)
+    if family not in FAMILIES:
+        raise ValueError(f"no frame for '{family}': choose from {', '.join(FAMILIES)}")
+    there = {role: number for role, number in special._asdict().items() if number is not None}
+    template = FAMILIES[family].template(there, second is not None)
+    ids, types = (np.array(x, np.int32) for x in around(template, first, second))
     inputs = {"ids": ids, "mask": np.ones_like(ids)}
-    return inputs | ({"types": np.array(types, np.int32)} if types[0] else {})
+    return inputs | ({"types": types} if FAMILIES[family].types else {})
+
+
+def framed(vocabulary, first, second=None) -> dict[str, np.ndarray]:
+    """The same, for the family of a Vocabulary."""
+    return frame(vocabulary.family, special(vocabulary), first, second)
+
+
+def axes(vocabulary, **more: str) -> dict[str, str]:
+    """The axes of such a row, and of what is added to it."""
+    names = ("ids", "mask") + ("types",) * FAMILIES[vocabulary.family].types
+    return dict.fromkeys(names, "T") | more
+
+
+def rows_of(vocabulary, rows, make):
+    """What makes examples of the rows of `examples.texts`: each is framed, and goes with its value
+    to make(row, rng, value)."""
+    first, second, value = (rows.columns[name] for name in ("first", "second", "value"))
+
+    def made(numbers, draw):
+        found = []
+        for n in numbers.tolist():
+            other = second[n].astype(np.int32) if len(second[n]) else None
+            row = framed(vocabulary, first[n].astype(np.int32), other)
+            found.append(make(row, draw.rng(n), value[n][0]))
+        return found
+
+    return made

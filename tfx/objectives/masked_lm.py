@@ -10,14 +10,40 @@ generator in every epoch. RoBERTa (Liu et al., 2019, section 4.1) chooses anew: 
 epoch too.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from dataclasses import replace as changed
+from typing import Annotated, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from tfx.data import examples as data
+from tfx.data.cache import Ragged, cached, dtype_of, encode_rows, offsets_of
 from tfx.nn.losses import cross_entropy, softmax_cross_entropy, sum_of_means
+from tfx.objectives import inputs as rows
+from tfx.objectives import seq2seq
 from tfx.objectives.inputs import Special
+
+ROWS, HEADS = "text", ("mlm", "pretraining")
+READS = "ids"
+OVER = {"nsp_nll": "rows", "nsp_accuracy": "rows"}  # what these are a mean over
+
+
+@dataclass(frozen=True)
+class Config(seq2seq.Config):
+    """What is minimised."""
+
+    label_smoothing: Annotated[float, "0 <= x < 1"] = 0.0
+    recipe: Literal["bert", "roberta"] = "bert"
+    rate: Annotated[float, "0 < x < 1"] = 0.15  # share of the tokens that is masked
+    whole_words: bool = False
+    pairs: Literal["none", "next", "order"] = "none"  # a question about two sentences of a row
+    static: bool = False  # the same masks in every epoch
+    copies: Annotated[int, "x >= 1"] = 1  # of the text, each paired and masked by itself
+
 
 RECIPES = {  # how many tokens are masked where so many are expected
     "bert": lambda expected, rng: max(1, round(expected)),
@@ -127,7 +153,7 @@ def loss(
     Returns:
       A sum over masked tokens and their number: the quotient is the mean over masked tokens plus
       the mean over rows (`losses.sum_of_means`). Sums: `nll` of the masked tokens; with `nsp` also
-      `nsp_nll`, `nsp_correct` and `rows`.
+      `nsp_nll`, `nsp_accuracy` and `rows`.
     """
     outputs = apply(params, batch, rngs=rngs, train=train)
     states_BTD, table_VD = outputs["logits"].factors()
@@ -141,7 +167,7 @@ def loss(
     rows_B = batch["mask"].any(-1).astype(jnp.float32)
     nsp, correct = softmax_cross_entropy(outputs["nsp"], batch["nsp"], rows_B)
     total, weight = sum_of_means((1.0, total, weight), (1.0, nsp, rows_B.sum()))
-    return total, weight, sums | {"nsp_nll": nsp, "nsp_correct": correct, "rows": rows_B.sum()}
+    return total, weight, sums | {"nsp_nll": nsp, "nsp_accuracy": correct, "rows": rows_B.sum()}
 
 
 class Pair(NamedTuple):
@@ -233,3 +259,96 @@ def truncate(first, second, length: int, rng) -> tuple[np.ndarray, np.ndarray]:
         else:
             longer[1] -= 1
     return first[slice(*sides[0])], second[slice(*sides[1])]
+
+
+def examples(config: Config, given: data.Given) -> data.Examples:
+    """Rows of text with masks: blocks of a stream, or pairs of stretches of one document."""
+    c, v = config, given.vocabulary
+    settings = dict(
+        special=rows.special(v),
+        vocab=v.vocab_size,
+        recipe=c.recipe,
+        rate=c.rate,
+        most=None,
+        starts=v.starts_word if c.whole_words else None,
+    )
+    masks = dict(masked="P", targets="P", weights="P")
+    more = dict(sizes=lambda length: {"P": most_masked(length, c.rate)})
+    recipe = ["masked", c.recipe, c.rate, c.whole_words, c.static]
+    if c.pairs == "none":
+        around = len(v.pair([])[0])
+        make = lambda block, rng: make_example(rows.framed(v, block.ids), rng, **settings)
+        return data.blocks(
+            given,
+            data.stream(given, False, v.special.get("sep")),
+            given.max_length - around,
+            make,
+            rows.axes(v, **masks),
+            lengths=lambda tokens: (tokens + around,),
+            static=c.static,
+            recipe=recipe,
+            **more,
+        )
+    found = paired(config, given)
+    first, second, label = (found[name] for name in ("first", "second", "label"))
+
+    def make(numbers, draw):
+        made = []
+        for number in numbers.tolist():
+            rng = draw.rng(number, 0 if c.static else None)
+            row = rows.framed(v, first[number].astype(np.int32), second[number].astype(np.int32))
+            made.append(make_example(row, rng, **settings, nsp=int(label.flat[number])))
+        return made
+
+    lengths = first.lengths + second.lengths + len(v.pair([], [])[0])
+    axes = rows.axes(v, **masks, nsp="")
+    return data.of_rows(found["rows"], [lengths], make, axes, recipe, **more)
+
+
+def paired(config: Config, given: data.Given) -> dict:
+    """Pairs of stretches of the documents of all corpora, as `next_sentences` or `sentence_order`
+    makes them: kept, and read again. A line is a sentence, a blank one ends a document."""
+    c, v, length = config, given.vocabulary, given.max_length
+    dtype, order = dtype_of(v), c.pairs == "order"
+    encode = lambda lines: ({"ids": v.encode(lines)}, sum(not line.strip() for line in lines), 0)
+    rest = [v.fingerprint, "sentences"]
+    lines = encode_rows(given.corpora, given.folder, rest, {"ids": dtype}, encode, given.progress)
+    recipe = [lines.fingerprint, c.pairs, length, c.copies, given.seed]
+    name = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
+
+    def fill(folder):
+        made, counts, start = [], [], 0
+        for part in lines.parts:
+            documents, before = [[]], len(made)
+            for at in range(start, start + part.kept):
+                ids = lines.columns["ids"][at]
+                if len(ids):
+                    documents[-1].append(ids)
+                elif documents[-1]:
+                    documents.append([])
+            start += part.kept
+            documents = [document for document in documents if document]
+            for copy in range(c.copies):
+                for index, document in enumerate(documents):
+                    rng = np.random.default_rng((given.seed, copy, index))
+                    if order:
+                        made += sentence_order(document, rng, length=length)
+                    else:
+                        made += next_sentences(documents, index, rng, length=length)
+            counts.append(len(made) - before)
+        if not made:
+            raise ValueError("no document of two sentences; write a sentence a line")
+        for key in ("first", "second"):
+            texts = [getattr(pair, key) for pair in made]
+            np.concatenate(texts).astype(dtype).tofile(folder / f"{key}.{np.dtype(dtype)}")
+            sizes = offsets_of([len(text) for text in texts])
+            sizes.tofile(folder / f"{key}_offsets.int64")
+        np.array([pair.label for pair in made], np.int8).tofile(folder / "label.int8")
+        np.array(counts, np.int64).tofile(folder / "counts.int64")
+
+    arrays = cached(lines.folder / f"sentences-{name[:32]}", fill)
+    counts = zip(lines.parts, arrays["counts"].tolist(), strict=True)
+    parts = tuple(changed(part, kept=count) for part, count in counts)
+    ragged = {key: Ragged(arrays[key], arrays[f"{key}_offsets"]) for key in ("first", "second")}
+    label = Ragged(arrays["label"], np.arange(len(arrays["label"]) + 1))
+    return ragged | {"label": label, "rows": changed(lines, parts=parts, fingerprint=name)}

@@ -12,12 +12,29 @@ Differs from the authors' code: <sep> and <cls> are never targets, so their numb
 it, n counts tokens, not words, though a span begins where a word does.
 """
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import numpy as np
 
-from tfx.objectives import causal_lm
+from tfx.data import examples as data
+from tfx.objectives import causal_lm, inputs, seq2seq
 from tfx.objectives.inputs import Special, frame
 
+ROWS, HEADS = "text", ("lm",)
+READS = "ids"
+
 loss = causal_lm.loss  # whose `logits` are here those of the query stream, at the targets only
+
+
+@dataclass(frozen=True)
+class Config(seq2seq.Config):
+    """What is minimised."""
+
+    label_smoothing: Annotated[float, "0 <= x < 1"] = 0.0
+    predictions: Annotated[int, "x >= 0"] = 0  # of a row; 0: one token in CONTEXT
+    reuse: Annotated[int, "x >= 0"] = 0  # tokens of the row before; 0: half of a row
+
 
 LONGEST = 5  # tokens of a span
 CONTEXT = 6  # K: one token in so many is predicted
@@ -149,3 +166,37 @@ def make_example(
         "targets": ids[places],
         "weights": np.ones(predictions, np.float32),
     }
+
+
+def examples(config: Config, given: data.Given) -> data.Examples:
+    """Rows that go on where the row before kept to: data.max_length tokens each, `reuse` further
+    on than the one before. A line is a sentence."""
+    c, v, length = config, given.vocabulary, given.max_length
+    reuse = c.reuse or length // 2
+    text, room = data.stream(given, False, None), length - len(v.pair([], [])[0]) - reuse
+    if room < 2:
+        raise ValueError(
+            f"objective.reuse={reuse} leaves {room} tokens of data.max_length={length} for the two "
+            "segments; lower it"
+        )
+    predictions = c.predictions or length // CONTEXT
+    settings = dict(special=inputs.special(v), starts=v.starts_word, predictions=predictions)
+
+    def make(block, rng):
+        begin = block.start + reuse
+        sides = split(text.flat, text.bounds, begin, room, rng)[:2]
+        sides = [side.astype(np.int32) for side in sides]
+        return make_example(block.ids[:reuse], *sides, rng, **settings)
+
+    return data.blocks(
+        given,
+        text,
+        reuse,
+        make,
+        inputs.axes(v, perm_mask="TT", target_mapping="PT", targets="P", weights="P"),
+        lengths=lambda tokens: (np.full(len(tokens), length),),
+        reach=reuse + room + 1,
+        full=True,
+        recipe=["permuted", predictions],
+        sizes=lambda _: {"P": predictions},
+    )

@@ -11,12 +11,28 @@ span that is not, as in the authors' code, so their target ends without one: it 
 without a last sentinel, that 512 tokens of source have 114 of target.
 """
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import numpy as np
 
-from tfx.objectives import text_to_text
+from tfx.data import examples as data
+from tfx.objectives import inputs, seq2seq, text_to_text
 from tfx.objectives.inputs import Special
 
+ROWS, HEADS = "text", ("lm",)
+READS = "source"
 loss = text_to_text.loss
+
+
+@dataclass(frozen=True)
+class Config(seq2seq.Config):
+    """What is minimised."""
+
+    label_smoothing: Annotated[float, "0 <= x < 1"] = 0.0
+    density: Annotated[float, "0 < x < 1"] = 0.15  # share of the tokens that is cut out
+    mean_span: Annotated[float, "x >= 1"] = 3.0  # tokens of a span
+    whole: bool = False  # a file is one text, not each of its lines
 
 
 def counts(length: int, density: float = 0.15, mean_span: float = 3.0) -> tuple[int, int]:
@@ -104,3 +120,27 @@ def make_example(
     ids = np.asarray(ids, np.int32)
     sides = corrupt(ids, noise_mask(len(ids), rng, density, mean_span), vocab)
     return text_to_text.make_example(*sides, special=special)
+
+
+def examples(config: Config, given: data.Given) -> data.Examples:
+    """Blocks of text whose sources fill a row, cut anew in every epoch."""
+    v, rates = given.vocabulary, (config.density, config.mean_span)
+    if not v.sentinels or v.sentinels[0] != v.vocab_size - 1:
+        raise ValueError(
+            f"tokenizer.kind={v.kind} has no sentinels at the end of its {v.vocab_size} pieces, "
+            "which span corruption needs; use t5"
+        )
+
+    def lengths(tokens):
+        noise, spans = np.array([counts(n, *rates) for n in np.unique(tokens)]).T
+        at = np.searchsorted(np.unique(tokens), tokens)
+        return tokens - noise[at] + spans[at] + 1, noise[at] + spans[at] + 1
+
+    settings = dict(zip(("density", "mean_span"), rates, strict=True))
+    make = lambda block, rng: make_example(
+        block.ids, rng, special=inputs.special(v), vocab=v.vocab_size, **settings
+    )
+    step, _ = raw_length(given.max_length, *rates)
+    text = data.stream(given, config.whole, None)
+    axes = dict.fromkeys(("source", "target_in", "target_out"), "T")
+    return data.blocks(given, text, step, make, axes, lengths=lengths, recipe=["spans", *rates])

@@ -8,16 +8,33 @@ an answer is not in a window, or there is none, start and end are [CLS]. Answers
 the characters that tokens stand for, so they are pieces of the context as it was written.
 """
 
+import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from tfx.data import examples as data
+from tfx.data.cache import Rows, dtype_of, encode_rows
 from tfx.nn.losses import softmax_cross_entropy
+from tfx.objectives import inputs
 from tfx.objectives.inputs import Special, frame
 
-DEVICE = ("ids", "mask", "types", "start", "end")  # what a batch takes of a window
+ROWS, HEADS = "questions", ("span",)
+READS = "ids"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is minimised, and how answers are read off."""
+
+    stride: Annotated[int, "x >= 1"] = 128  # tokens from one window of a long context to the next
+    n_best: Annotated[int, "x >= 1"] = 20  # answers to weigh
+    longest: Annotated[int, "x >= 1"] = 30  # tokens of an answer
+    no_answer: bool = False  # questions may have none (SQuAD 2.0)
+    threshold: float = 0.0  # how much better than an answer none must be
 
 
 class Question(NamedTuple):
@@ -151,7 +168,7 @@ def loss(apply, params, batch, rngs, train):
     of `end`. Padding cannot be chosen; rows without a token do not count.
 
     Returns:
-      Its sum over rows, their number, and sums: `nll`, and `correct`, rows with both ends right.
+      Its sum over rows, their number, and sums: `nll`, and `accuracy`, rows with both ends right.
     """
     outputs = apply(params, batch, rngs=rngs, train=train)
     there_BT = batch["mask"] > 0
@@ -164,7 +181,7 @@ def loss(apply, params, batch, rngs, train):
     right_B = weights_B
     for key, logits_BT in logits.items():
         right_B = right_B * (logits_BT.argmax(-1) == batch[key])
-    return nll / 2, weights_B.sum(), {"nll": nll / 2, "correct": right_B.sum()}
+    return nll / 2, weights_B.sum(), {"nll": nll / 2, "accuracy": right_B.sum()}
 
 
 class Answer(NamedTuple):
@@ -239,3 +256,114 @@ def predict(answers: Sequence[Answer], null: float, threshold: float | None = No
     if not answers or (threshold is not None and null - answers[0].score > threshold):
         return ""
     return answers[0].text
+
+
+# ------------------------------------------------------------------- from a data set
+
+
+def examples(config: Config, given: data.Given) -> data.Examples:
+    """The windows of all questions."""
+    opened = Questions(config, given)
+    axes = inputs.axes(given.vocabulary, start="", end="")
+
+    def make(numbers, draw):
+        windows = [opened.window(number) for number in numbers.tolist()]
+        return [{key: window[key] for key in axes} for window in windows]
+
+    return data.of_rows(
+        opened.rows, [opened.lengths], make, axes, ["windows", config.stride], unit="windows"
+    )
+
+
+class Questions:
+    """The questions of a data set, tokenized, and the windows over their contexts.
+
+    Attributes:
+      rows: of the cache; a part's `kept` counts windows.
+      lengths: [n] tokens of every window.
+      question_of: [n] which question each is of.
+      answers: of every question its texts; none: it has no answer.
+    """
+
+    COLUMNS = ("id", "question", "context", "offsets", "text", "answers")
+
+    def __init__(self, config: Config, given: data.Given):
+        v = given.vocabulary
+        self._settings = dict(
+            special=inputs.special(v),
+            family=v.family,
+            context_first=v.family == "xlnet",
+            length=given.max_length,
+            stride=config.stride,
+        )
+        dtypes = [np.uint8, dtype_of(v), dtype_of(v), np.int32, np.uint8, np.uint8]
+        rows = encode_rows(
+            given.corpora,
+            given.folder,
+            ["questions", v.fingerprint, config.no_answer],
+            dict(zip(self.COLUMNS, dtypes, strict=True)),
+            lambda *columns: _encoded(v, config, *columns),
+            given.progress,
+        )
+        self._columns, count = rows.columns, len(rows.columns["id"])
+        texts = (data.text_of(self._columns["answers"], at) for at in range(count))
+        self._answers = [[tuple(answer) for answer in json.loads(text)] for text in texts]
+        sides = [self._columns[name].lengths for name in ("question", "context")]
+        sizes = zip(*sides, strict=True)
+        made, around = [], len(v.pair([], [])[0])
+        for at, (asked, read) in enumerate(sizes):
+            if (room := given.max_length - around - asked) < 1:
+                self._windows(at)  # which says so
+            made.append([asked + around + b - a for a, b in windows(read, room, config.stride)])
+        # Each window's place is a question and a number.
+        self.question_of = np.repeat(np.arange(count), [len(each) for each in made])
+        self._number = np.concatenate([np.arange(len(each)) for each in made])
+        self.lengths = np.concatenate(made)
+        bounds = np.cumsum([0, *(part.kept for part in rows.parts)])
+        counts = np.diff(np.searchsorted(self.question_of, bounds))
+        parts = zip(rows.parts, counts, strict=True)
+        parts = tuple(part.__class__(part.name, part.weight, int(n), 0, 0) for part, n in parts)
+        self.rows = Rows(rows.columns, parts, rows.fingerprint, rows.folder)
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    @property
+    def answers(self) -> list[list[str]]:
+        return [[text for text, _ in answers] for answers in self._answers]
+
+    def question(self, at: int) -> Question:
+        """One question."""
+        columns, text = self._columns, lambda name: data.text_of(self._columns[name], at)
+        ids = (columns[name][at].astype(np.int32) for name in ("question", "context"))
+        return Question(text("id"), *ids, columns["offsets"][at].reshape(-1, 2), text("text"))
+
+    def window(self, number: int) -> dict[str, np.ndarray]:
+        """One row of `make_examples`."""
+        return self._windows(int(self.question_of[number]))[self._number[number]]
+
+    def _windows(self, at: int) -> list[dict[str, np.ndarray]]:
+        answer = next(iter(self._answers[at]), None)
+        return make_examples(self.question(at), **self._settings, answer=answer)
+
+
+def _encoded(vocabulary, config: Config, ids, questions, contexts, answers):
+    """Rows of the cache from those of the data."""
+    found = {name: [] for name in Questions.COLUMNS}
+    encoded, last = vocabulary.encode(questions), (None, None)
+    for id, question, context, several in zip(ids, encoded, contexts, answers, strict=True):
+        if not several and not config.no_answer:
+            raise ValueError(
+                f"question {id} has no answer; set objective.no_answer=true (SQuAD 2.0), or "
+                "leave such questions out"
+            )
+        if context != last[0]:  # a paragraph's questions follow each other
+            last = context, vocabulary.encode_with_offsets(context)
+        tokens, offsets = last[1]
+        whole = Question(id, question, tokens, np.array(offsets).reshape(-1, 2), context)
+        for text, begin in several:
+            answer_tokens(whole, text, begin)
+        row = (id.encode(), question, tokens, whole.offsets.ravel(), context.encode())
+        for name, value in zip(found, (*row, json.dumps(several).encode()), strict=True):
+            found[name].append(value)
+    return found, 0, 0

@@ -1,12 +1,79 @@
 """Token classification: a class for every token, or for the first token of every word."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
 
+from tfx.data import examples as data
+from tfx.data.cache import dtype_of, encode_rows
 from tfx.nn.losses import softmax_cross_entropy
-from tfx.objectives.classify import class_index
+from tfx.objectives import inputs
+from tfx.objectives.classify import class_index, number_of
+
+ROWS, HEADS = "tagged", ("tokens",)
+READS = "ids"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is minimised."""
+
+    labels: str = ""  # names of the classes in order: "O,B-PER,I-PER"; "": 0,1,...
+
+
+def examples(config: Config, given: data.Given) -> data.Examples:
+    """Rows of words and their tags."""
+    c, v = given, given.vocabulary
+    names, around = config.labels.split(",") if config.labels else [], len(v.pair([])[0])
+    before = v.pair([-1])[0].index(-1)
+    count = 0
+
+    def encode(words, tags):
+        nonlocal count
+        found = {"ids": [], "tags": []}
+        empty = long = 0
+        for row, labels in zip(words, tags, strict=True):
+            count += 1
+            if len(row) != len(labels):
+                raise ValueError(f"row {count:,}: {len(row)} words, {len(labels)} tags; mend it")
+            # A space tells byte-level BPE that a word begins; others do not see it.
+            pieces = v.encode([f" {word}" if at else word for at, word in enumerate(row)])
+            ids = [number for piece in pieces for number in piece]
+            spread_over = [at for at, piece in enumerate(pieces) for _ in piece]
+            is_long = len(ids) + around > c.max_length
+            empty, long = empty + (not ids), long + is_long
+            if is_long and not c.train:
+                raise ValueError(
+                    f"row {count:,} has {len(ids) + around} tokens, data.max_length is "
+                    f"{c.max_length}; raise it, or split the row"
+                )
+            if c.train and (is_long or not ids):
+                continue
+            numbers = [number_of(label, names, c.classes) for label in labels]
+            found["ids"].append(ids)
+            found["tags"].append(spread(numbers, spread_over))
+        return found, empty, long
+
+    recipe = ["tagged", v.fingerprint, c.train, c.max_length, names, c.classes]
+    dtypes = {"ids": dtype_of(v), "tags": np.int32}
+    limit = f"more than data.max_length={c.max_length} tokens"
+    rows = encode_rows(c.corpora, c.folder, recipe, dtypes, encode, c.progress, limit)
+    ids, tags = rows.columns["ids"], rows.columns["tags"]
+
+    def make(numbers, draw):
+        made = []
+        for n in numbers.tolist():
+            row = inputs.framed(v, ids[n].astype(np.int32))
+            labels = np.full(len(row["ids"]), IGNORED)
+            labels[before : before + len(tags[n])] = tags[n]
+            made.append(make_example(row, labels=labels.tolist(), classes=c.classes))
+        return made
+
+    axes = inputs.axes(v, targets="T", weights="T")
+    return data.of_rows(rows, [ids.lengths + around], make, axes)
+
 
 IGNORED = -100  # the label of a token that is not scored
 
@@ -41,9 +108,9 @@ def loss(apply, params, batch, rngs, train):
     """Cross-entropy of `logits` [B, T, L] with `targets` [B, T] of `weights` [B, T].
 
     Returns:
-      Its sum over the tokens that are scored, their number, and sums: `nll`, `correct`.
+      Its sum over the tokens that are scored, their number, and sums: `nll`, `accuracy`.
     """
     logits_BTL = apply(params, batch, rngs=rngs, train=train)["logits"]
     weights_BT = batch["weights"]
     nll, correct = softmax_cross_entropy(logits_BTL, batch["targets"], weights_BT)
-    return nll, weights_BT.sum().astype(jnp.float32), {"nll": nll, "correct": correct}
+    return nll, weights_BT.sum().astype(jnp.float32), {"nll": nll, "accuracy": correct}

@@ -7,14 +7,30 @@
 Beside the texts, what differs from translation is where the decoder starts: from padding.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
+from tfx.data.examples import Examples, Given
+from tfx.data.families import Ends
+from tfx.data.sources import Corpus
 from tfx.objectives import seq2seq
 from tfx.objectives.inputs import Special
 
+ROWS, HEADS = seq2seq.ROWS, seq2seq.HEADS
+READS = "source"
 loss = seq2seq.loss
+
+
+@dataclass(frozen=True)
+class Config(seq2seq.Config):
+    """What is minimised."""
+
+    label_smoothing: Annotated[float, "0 <= x < 1"] = 0.0
+    prefix: str = ""  # in front of every source: "summarize: "
+    labels: str = ""  # "negative,positive": the words that targets 0, 1, ... stand for
 
 
 class Task(NamedTuple):
@@ -77,11 +93,39 @@ def label(task: str, text: str) -> int | None:
 
 def make_example(source, target, rng=None, *, special: Special) -> dict[str, np.ndarray]:
     """What is fed and what is predicted, from the ids of both texts; `rng` is not needed."""
-    eos = special.get("eos")
-    target = np.append(np.asarray(target, np.int32), np.int32(eos))
-    start = np.int32(special.get("pad"))
-    return {
-        "source": np.append(np.asarray(source, np.int32), np.int32(eos)),
-        "target_in": np.concatenate([[start], target[:-1]]).astype(np.int32),
-        "target_out": target,
-    }
+    return seq2seq.make_example(source, target, Ends(special.get("pad"), (), (special.get("eos"),)))
+
+
+def examples(config: Config, given: Given) -> Examples:
+    """Pairs of texts."""
+    prefixed = lambda lines: [f"{config.prefix}{line}" if line.strip() else line for line in lines]
+    corpora = changed(given.corpora, lambda source, target: (prefixed(source), target), config)
+    return seq2seq.examples(config, given._replace(corpora=corpora))
+
+
+def read(config: Config, corpora: Sequence[Corpus]) -> list[Corpus]:
+    """The corpora, their targets as the words of their classes."""
+    names = config.labels.split(",")
+
+    def words(source, target):
+        for label in target:
+            if label not in names and not (label.isdigit() and int(label) < len(names)):
+                raise ValueError(
+                    f'label "{label}" is none of objective.labels={config.labels} nor a number '
+                    f"below {len(names)}; correct the data or the list"
+                )
+        return source, [each if each in names else names[int(each)] for each in target]
+
+    return changed(corpora, words, config) if config.labels else list(corpora)
+
+
+def changed(corpora: Sequence[Corpus], change, config: Config) -> list[Corpus]:
+    """Corpora whose chunks are changed, as a config says."""
+    return [
+        replace(
+            corpus,
+            chunks=lambda chunks=corpus.chunks: (change(*chunk) for chunk in chunks()),
+            fingerprint=f"{corpus.fingerprint} {config.prefix} {config.labels}",
+        )
+        for corpus in corpora
+    ]
