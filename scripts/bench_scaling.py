@@ -53,7 +53,7 @@ def step_of(point: dict):
     batch["weights"] = np.ones(shape, np.float32)
     tx = optim.build(c.optim, c.train.steps, width)
     _, shardings = training.init_state(c, model, tx, mesh)
-    step = training.make_train_step(c, training.make_loss(c, model), tx, shardings)
+    step = training.make_train_step(c, assemble.make_loss(c, model), tx, shardings)
     state = training.create_state(c, model, tx, shardings)
     return mesh, step, state, sharding.put_batch(batch, mesh), model.config
 

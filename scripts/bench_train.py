@@ -101,7 +101,7 @@ def tfx_worker(path: str):
     mesh = sharding.make_mesh(**dataclasses.asdict(c.mesh))
     _, shardings = train.init_state(c, model, tx, mesh)
     state = train.create_state(c, model, tx, shardings)
-    step = train.make_train_step(c, train.make_loss(c, model), tx, shardings)
+    step = train.make_train_step(c, assemble.make_loss(c, model), tx, shardings)
     batches = {}
     for key in file:
         if "/" in key:

@@ -20,11 +20,16 @@ fused step.
 import argparse
 import json
 import os
+import sys
 import tempfile
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from interleave import serve
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tfx.lab import ctranslate  # noqa: E402  # which asks for numpy alone
 
 PAD, EOS, BOS = 0, 1, 3
 
@@ -35,11 +40,6 @@ def read(path):
     config = json.loads(str(file.pop("config")))
     config["model"]["vocab"] = int(file.pop("vocab"))
     return config, file
-
-
-def sinusoid(length, width):
-    angle = np.arange(length)[:, None] / 10000 ** (np.arange(0, width, 2) / width)
-    return np.stack([np.sin(angle), np.cos(angle)], -1).reshape(length, width).astype(np.float32)
 
 
 def marian(c):
@@ -69,8 +69,9 @@ def marian(c):
             forced_eos_token_id=None,
         )
     )
+    positions = ctranslate.positions(c["position"], c["max_length"], c["width"])
     for part in (model.model.encoder, model.model.decoder):
-        part.embed_positions.weight.data = torch.from_numpy(sinusoid(c["max_length"], c["width"]))
+        part.embed_positions.weight.data = torch.from_numpy(positions)
     for part in model.modules():
         if isinstance(part, torch.nn.LayerNorm):
             part.eps = c["epsilon"]
@@ -92,7 +93,8 @@ def torch_transformer(c):
         layer.self_attn.dropout = c["attention_dropout"]
     for layer in stacks.decoder.layers:
         layer.multihead_attn.dropout = c["attention_dropout"]
-    positions = torch.from_numpy(sinusoid(c["max_length"], c["width"]))
+    positions = ctranslate.positions(c["position"], c["max_length"], c["width"])
+    positions = torch.from_numpy(positions)
 
     def embed(ids):
         x = embedding(ids) * c["width"] ** 0.5 + positions[: ids.shape[1]]
@@ -202,60 +204,15 @@ def decode_marian(args):
     return torch.inference_mode()(work)
 
 
-def ctranslate2_model(config, arrays, folder):
-    """Save the parameters as a CTranslate2 model: its specification filled with our arrays."""
-    from ctranslate2 import specs
-
-    c = config["model"]
-    depths = (c["depth"], c["decoder_depth"] or c["depth"])
-    activation = {"relu": specs.Activation.RELU, "silu": specs.Activation.SWISH}[c["activation"]]
-    post_norm = dict(pre_norm=False, activation=activation)
-    spec = specs.TransformerSpec.from_config(depths, c["heads"], **post_norm)
-    spec.config.layer_norm_epsilon = c["epsilon"]
-
-    def linear(part, *names):
-        part.weight = np.concatenate([arrays[f"{name}.weight"] for name in names])
-        part.bias = np.concatenate([arrays[f"{name}.bias"] for name in names])
-
-    def norm(part, name):
-        part.gamma, part.beta = arrays[f"{name}.weight"], arrays[f"{name}.bias"]
-
-    def attention(part, name, groups):
-        for projection, group in zip(part.linear, groups, strict=True):
-            linear(projection, *(f"{name}.{letter}_proj" for letter in group))
-        norm(part.layer_norm, f"{name}_layer_norm")
-
-    for stack, name in ((spec.encoder, "model.encoder"), (spec.decoder, "model.decoder")):
-        stack.position_encodings.encodings = sinusoid(c["max_length"], c["width"])
-        stack.scale_embeddings = c["scale_embeddings"]
-        for i, layer in enumerate(stack.layer):
-            at = f"{name}.layers.{i}"
-            attention(layer.self_attention, f"{at}.self_attn", (("q", "k", "v"), ("out",)))
-            if stack is spec.decoder:
-                groups = (("q",), ("k", "v"), ("out",))
-                attention(layer.attention, f"{at}.encoder_attn", groups)
-            linear(layer.ffn.linear_0, f"{at}.fc1")
-            linear(layer.ffn.linear_1, f"{at}.fc2")
-            norm(layer.ffn.layer_norm, f"{at}.final_layer_norm")
-    table = arrays["model.shared.weight"]
-    spec.encoder.embeddings[0].weight = spec.decoder.embeddings.weight = table
-    spec.decoder.projection.weight = table
-    vocabulary = ["<blank>", "</s>", "<unk>", "<s>", *map(str, range(4, c["vocab"]))]
-    spec.register_source_vocabulary(vocabulary)
-    spec.register_target_vocabulary(vocabulary)
-    spec.validate()
-    spec.optimize()
-    spec.save(folder)
-    return vocabulary
-
-
 def decode_ctranslate2(args):
     """CTranslate2 in float32; it sorts and batches by itself, `rows` at a time."""
     import ctranslate2
 
     config, arrays, sentences = read_task(args.file)
+    c = config["model"]
+    vocabulary = ["<blank>", "</s>", "<unk>", "<s>", *map(str, range(4, c["vocab"]))]
     with tempfile.TemporaryDirectory() as folder:
-        vocabulary = ctranslate2_model(config, arrays, folder)
+        ctranslate.specification(c, arrays, [vocabulary] * 2, {}).save(folder)
         threads = dict(inter_threads=args.inter, intra_threads=args.threads)
         translator = ctranslate2.Translator(folder, "cpu", compute_type="float32", **threads)
     ids = {token: i for i, token in enumerate(vocabulary)}

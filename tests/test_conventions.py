@@ -32,7 +32,7 @@ LAYERS = [
         ),
         *("optim", "hosts", "flops"),
     ],
-    ["train", "evaluate", "translate"],
+    ["train", "validate", "evaluate", "translate"],
     ["lab"],
     ["main", "cli", ""],
 ]

@@ -356,7 +356,7 @@ def test_list_shows_what_there_is_to_choose_from(capsys):
 
 def test_list_shows_runs(capsys, run, tmp_path):
     assert main(["list", f"--workdir={tmp_path}"]) == 0
-    assert "step 0 of 100,000  no BLEU" in capsys.readouterr().out
+    assert "step 0 of 100,000  no score" in capsys.readouterr().out
     row = {"metric": "bleu", "score": 41.02, "split": "test", "synthetic": True}
     with open(f"{run}/scores.jsonl", "w") as file:
         file.write(json.dumps(row) + "\n")

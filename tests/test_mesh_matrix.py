@@ -61,7 +61,7 @@ def put_together(config, mesh, ids=SIZED):
     model = assemble.build_model(config, ids)
     tx = optim.build(config.optim, STEPS, config.model.width)
     like, shardings = training.init_state(config, model, tx, mesh)
-    step = training.make_train_step(config, training.make_loss(config, model), tx, shardings)
+    step = training.make_train_step(config, assemble.make_loss(config, model), tx, shardings)
     return step, like, training.create_state(config, model, tx, shardings)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tfx
-from tfx import scores
+from tfx import schema, scores
 
 
 def score(rows: list[dict]) -> float:
@@ -297,3 +297,34 @@ def test_perplexity_and_bits():
     assert scores.word_perplexity(nll, 3) == pytest.approx(8)
     assert scores.bits_per_character(nll, 12) == pytest.approx(9 / 12)
     assert scores.word_perplexity(1e6, 1) == math.inf
+
+
+def test_perfect_translations_and_worthless_ones():
+    lines = ["The old man sees a dog .", "She has two cats and a small house ."]
+    rows = {row["metric"]: row for row in scores.translation(schema.Eval(), lines, lines)}
+    assert list(rows) == ["bleu", "chrf", "ter", "bleu_tok_lc"]
+    assert rows["bleu"]["score"] == pytest.approx(100)
+    assert rows["ter"]["score"] == 0
+    worthless = scores.translation(schema.Eval(), ["x", "y"], lines)
+    assert worthless[0]["score"] < 1
+
+
+def test_signatures_say_what_was_measured():
+    rows = {
+        row["metric"]: row["signature"] for row in scores.translation(schema.Eval(), ["a"], ["a"])
+    }
+    assert "case:mixed" in rows["bleu"] and "tok:13a" in rows["bleu"]
+    assert "case:lc" in rows["bleu_tok_lc"]
+    rows = {
+        row["metric"]: row["signature"]
+        for row in scores.translation(schema.Eval(tokenized=True), ["a"], ["a"])
+    }
+    assert "tok:none" in rows["bleu_tok_lc"]
+
+
+def test_case_counts_for_bleu_and_not_for_the_old_one():
+    hypotheses, references = ["the cat sat on the mat"], ["The Cat sat on the mat"]
+    rows = {
+        r["metric"]: r["score"] for r in scores.translation(schema.Eval(), hypotheses, references)
+    }
+    assert rows["bleu"] < 100 == pytest.approx(rows["bleu_tok_lc"])

@@ -1,18 +1,21 @@
 """From a config to the parts of a run: tokenizer, model, batches."""
 
 import dataclasses
+import inspect
 import itertools
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
+from flax import linen as nn
 
 from tfx import bucket, checkpoint, models, sharding
 from tfx.data import pipeline, sources, tokenizer, vocabulary
 from tfx.data.cache import totals
 from tfx.data.examples import Given
-from tfx.objectives import OBJECTIVES, name_of
+from tfx.objectives import OBJECTIVES, causal_lm, name_of
 from tfx.schema import Config
 
 
@@ -32,6 +35,14 @@ def corpora(config: Config, split: str, kind: str = "") -> list[sources.Corpus]:
         data.source, getattr(data, split), data.fields, split, kind or home.ROWS
     )
     return home.read(config.objective, found) if hasattr(home, "read") else found
+
+
+def lines(config: Config, split: str, most: int = 0) -> tuple[list[str], list[str]]:
+    """Sources and references of a split, in order; the first `most` if that is not 0."""
+    chunks = (chunk for corpus in corpora(config, split) for chunk in corpus.chunks())
+    pairs = (pair[:2] for chunk in chunks for pair in zip(*chunk, strict=True))
+    pairs = list(itertools.islice(pairs, most or None))
+    return [source for source, _ in pairs], [target for _, target in pairs]
 
 
 def open_tokenizer(config: Config, directory: Path, say=silent):
@@ -94,6 +105,30 @@ def build_model(config: Config, ids):
     return models.build(dataclasses.replace(config.model, **runtime))
 
 
+def make_loss(config: Config, model, teacher: nn.Module | None = None):
+    """The objective of a config as loss(params, batch, rngs, train, frozen) -> (sum, weight,
+    sums); `frozen` are the parameters of the teacher, if it has one."""
+    home, settings = objective(config), dataclasses.asdict(config.objective)
+    known = inspect.signature(home.loss).parameters
+    chosen = {name: value for name, value in settings.items() if name in known}
+    task = home.loss
+    if settings.get("language"):
+        task = causal_lm.with_task(task, settings["language"])
+
+    def loss(params, batch, rngs, train, frozen=None):
+        own = dict(chosen)
+        if teacher is not None:
+            run = partial(teacher.apply, {"params": frozen}, method="predict")
+            own["teacher"] = run
+        return task(partial(_predict, model), params, batch, rngs, train, **own)
+
+    return loss
+
+
+def _predict(model, params, batch, rngs=None, train=False):
+    return model.apply({"params": params}, batch, train, rngs=rngs, method="predict")
+
+
 def open_batches(
     config: Config,
     ids,
@@ -103,17 +138,19 @@ def open_batches(
     multiple: int,
     parts: int = 1,
     shapes=None,
+    train: bool | None = None,
     say=silent,
 ) -> pipeline.Batches:
-    """Batches of a split: shuffled epochs for train, once through for the others.
+    """Batches of a split: shuffled epochs to train on, or once through.
 
     Args:
+      train: which of the two; by default as the split is called.
       multiple: the rows of every batch are a multiple of this,
       parts: and, where that is less, filled up to a multiple of this.
       shapes: static shapes to use again, so that evaluation compiles nothing new.
     """
-    train, c = split == "train", config
-    examples = objective(c).examples(c.objective, given(c, ids, directory, split, say))
+    train, c = split == "train" if train is None else train, config
+    examples = objective(c).examples(c.objective, given(c, ids, directory, split, train, say))
     if train and c.batch.kind == "pack" and examples.unit != "pairs":
         raise ValueError(f"batch.kind = pack: packs pairs, not {examples.unit}; set it to bucket")
     batches = pipeline.Batches(
@@ -144,9 +181,9 @@ def open_batches(
     return batches
 
 
-def given(config: Config, ids, directory: Path, split: str, say=silent) -> Given:
+def given(config: Config, ids, directory: Path, split: str, train: bool, say=silent) -> Given:
     """What the objective makes its examples of."""
-    train, began = split == "train", time.time()
+    began = time.time()
 
     def progress(read: int) -> None:
         nonlocal began

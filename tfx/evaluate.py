@@ -1,161 +1,48 @@
-"""How good is a model? Validation loss while it trains; BLEU, chrF and TER of its translations,
-each with the signature of sacreBLEU (Post, 2018) that says what was measured."""
+"""How good is a trained model? A split is answered, as its kind of task wants it, and scored: rows
+of scores.jsonl, each with a signature that says what was measured."""
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import time
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
-import sacrebleu.metrics
 
 import tfx
-from tfx import assemble, bucket, hosts, metrics, objectives, sharding, translate, workdir
+from tfx import assemble, bucket, hosts, objectives, scores, sharding, translate, validate, workdir
 from tfx.config import Config, fingerprint
+from tfx.data import examples as data
+from tfx.objectives import inputs, span_qa
+from tfx.schema import Decode
 
 
-def make_eval_step(loss):
-    """(params, batch, frozen) -> sums, jitted."""
+class Outcome(NamedTuple):
+    """What a model made of a split.
 
-    def eval_step(params, batch, frozen=None):
-        value, weight, sums = loss(params, batch, None, False, frozen)
-        return {"loss": value, "weight": weight} | sums
-
-    return jax.jit(eval_step)
-
-
-def make_validation(config: Config, parts, directory: Path, mesh, say):
-    """validate(weights, step, last, memory, writer): run what is due at a step.
-
-    `parts` is what tfx/train.py puts together. Returns the value that "best" goes by (larger is better), or None.
+    Attributes:
+      lines: its answers, a line each.
+      references: what they were compared with, as text.
+      rows: {metric, score, signature}, the main one first.
     """
-    every, model = config.eval, parts.model
-    if not (every.every or every.bleu_every):
-        return lambda *_: None
-    eval_step = make_eval_step(parts.loss)
-    batches = None
-    if every.every:
-        batches = assemble.open_batches(
-            config,
-            parts.ids,
-            directory,
-            "valid",
-            multiple=sharding.batch_parts(mesh),
-            shapes=parts.batches.shapes if config.batch.kind == "bucket" else None,
-            say=say,
-        )
-    pairs = lines(config, "valid", every.sentences) if every.bleu_every else None
-    run = translate.Run(config, model, None, parts.ids, 0, mesh)
 
-    def validate(weights, step, last, memory, writer):
-        due = lambda n: n and (step % n == 0 or last)
-        value, shown = None, []
-        if due(every.every):
-            step_of = partial(eval_step, frozen=parts.frozen)
-            numbers = losses(config.objective, step_of, weights, batches, mesh)
-            writer.write(step, "valid", **numbers)
-            shown.append(metrics.quality(numbers))
-            value = {
-                "loss": -numbers.get("nll", numbers["loss"]),
-                "accuracy": numbers.get("accuracy"),
-            }.get(every.monitor)
-        if due(every.bleu_every):
-            run.params = weights
-            memory["bleu"] = bleu(run, *pairs)
-            writer.write(step, "valid", bleu=memory["bleu"])
-            shown.append(f"BLEU {memory['bleu']:.2f} on {len(pairs[0]):,} sentences")
-            value = memory["bleu"] if every.monitor == "bleu" else value
-        if shown:
-            say(f"step {step:,}  valid  " + "  ".join(shown))
-        return value
-
-    return validate
-
-
-def losses(objective, step, params, batches, mesh) -> dict[str, float]:
-    """The means over a split of all that an objective adds up; see `means`.
-
-    Args:
-      objective: its Config.
-      step: jitted (params, batch) -> dict of sums, "weight" among them.
-    """
-    rows = []
-    for number in range(batches.steps_per_epoch):
-        batch = assemble.fetch(batches, number, mesh)
-        batch.pop("index", None)
-        rows.append(step(params, batch))
-        # As in training, two in flight: with many, devices of several processes can lock up.
-        jax.block_until_ready(rows[-2:][0])
-    rows = jax.device_get(rows)
-    total = {name: float(np.sum([row[name] for row in rows])) for name in rows[0]}
-    return means(objective, total)
-
-
-def means(objective, total: dict[str, float]) -> dict[str, float]:
-    """Mean loss, nats and whatever else an objective adds up; of tokens also the perplexity."""
-    found = objectives.means(objective, total)
-    if objectives.predicts_tokens(objective):
-        found["perplexity"] = metrics.perplexity(found["nll"])
-    return found
-
-
-def of_text(config: Config) -> dict:
-    """The metrics of translation, by the name they have in scores.jsonl.
-
-    `bleu_tok_lc` is what papers before sacreBLEU report: lower-cased, on tokenised text. It is
-    not comparable with `bleu`.
-    """
-    make = sacrebleu.metrics
-    old = "none" if config.eval.tokenized else "13a"
-    return {
-        "bleu": make.BLEU(tokenize=config.eval.tokenize),
-        "chrf": make.CHRF(),
-        "ter": make.TER(),
-        "bleu_tok_lc": make.BLEU(lowercase=True, tokenize=old, force=True),
-    }
-
-
-def score(config: Config, hypotheses: Sequence[str], references: Sequence[str]) -> list[dict]:
-    """Rows {metric, score, signature} of translations against one reference each."""
-    rows = []
-    for name, metric in of_text(config).items():
-        result = metric.corpus_score(hypotheses, [references])
-        signature = str(metric.get_signature())
-        row = {"metric": name, "score": round(result.score, 4), "signature": signature}
-        if name.startswith("bleu"):
-            row["detail"] = result.format(signature=False).partition("= ")[2]
-        rows.append(row)
-    return rows
-
-
-def bleu(run: translate.Run, sources: Sequence[str], references: Sequence[str]) -> float:
-    """BLEU of a run's translations, as the config says."""
-    return of_text(run.config)["bleu"].corpus_score(run.translate(sources), [references]).score
-
-
-def lines(config: Config, split: str, most: int = 0) -> tuple[list[str], list[str]]:
-    """Sources and references of a split, in order; the first `most` if that is not 0."""
-    chunks = (chunk for corpus in assemble.corpora(config, split) for chunk in corpus.chunks())
-    pairs = (pair for chunk in chunks for pair in zip(*chunk, strict=True))
-    pairs = list(itertools.islice(pairs, most or None))
-    return [source for source, _ in pairs], [target for _, target in pairs]
+    lines: list[str]
+    references: list[str]
+    rows: list[dict]
 
 
 def evaluate(
     directory: str | Path, split: str = "test", step=None, average: int = 0, say=print, **settings
 ) -> list[dict]:
-    """Translate a split, score it, append the rows to the workdir's scores.jsonl.
+    """Answer a split, score it, append the rows to the workdir's scores.jsonl.
 
-    The translations are kept in `translations/SPLIT.STEP.txt`. Of several processes, all
-    translate everything, together; one scores and writes, and has the rows.
+    The answers are kept in `translations/SPLIT.STEP.txt` or `answers/SPLIT.STEP.txt`. Of several
+    processes, all answer everything, together; one scores and writes, and has the rows.
 
     Args:
-      average: translate with the mean of the last so many checkpoints.
+      average: use the mean of the last so many checkpoints.
       settings: fields of `tfx.schema.Decode` to change.
     """
     began, directory = time.time(), hosts.in_turn(lambda: bucket.local(directory))
@@ -164,40 +51,224 @@ def evaluate(
     values = dataclasses.asdict(how) | dict(tfx=tfx.__version__, config=fingerprint(config))
     values |= dict(split=split, step=step, average=average)
     hosts.agree(values, "start all of them with the same words, on one workdir that they share")
-    sources, references = lines(config, split)
     run = translate.load(directory, step, average)
-    hypotheses = [found[0].text for found in run.search(sources, how)]
+    name = objectives.name_of(config.objective)
+    asked = Asked(run, split, how, directory)
+    found = TASKS.get(name, TASKS[assemble.objective(config).ROWS])(asked)
     common = {
         "split": split,
         "step": run.step,
         "averaged": average,
-        "sentences": len(sources),
+        "sentences": len(found.lines),
         "synthetic": config.data.source == "synthetic",
-        "references": hashlib.sha256("\n".join(references).encode()).hexdigest()[:16],
+        "references": hashlib.sha256("\n".join(found.references).encode()).hexdigest()[:16],
+        "objective": name,
         "decode": dataclasses.asdict(how),
         "config": fingerprint(config),
         "version": tfx.__version__,
         "revision": workdir.revision(),
         "seconds": round(time.time() - began, 1),
     }
-    write = lambda: write_down(directory, config, hypotheses, references, common, say)
+    write = lambda: write_down(directory, config, found, common, say)
     return hosts.in_turn(lambda: write() if hosts.leads() else [])
 
 
-def write_down(directory: Path, config: Config, hypotheses, references, common, say) -> list[dict]:
-    """Keep the translations, score them, append the rows; `common` is what all rows share."""
+def write_down(directory: Path, config: Config, found: Outcome, common: dict, say) -> list[dict]:
+    """Keep the answers, append the rows; `common` is what all rows share."""
     bucket.pull(directory)  # rows of evaluations that ended meanwhile
     split, step, average = (common[key] for key in ("split", "step", "averaged"))
     name = f"{split}.{step}" + (f".average{average}" if average else "")
-    kept = directory / "translations" / f"{name}.txt"
-    kept.parent.mkdir(exist_ok=True)
-    kept.write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8", newline="\n")
-    rows = [row | common for row in score(config, hypotheses, references)]
+    pairs = assemble.objective(config).ROWS == "pair"
+    if found.lines:
+        kept = directory / ("translations" if pairs else "answers") / f"{name}.txt"
+        kept.parent.mkdir(exist_ok=True)
+        text = "".join(f"{line}\n" for line in found.lines)
+        kept.write_text(text, encoding="utf-8", newline="\n")
+    # The main measure of an evaluation is what `tfx list` shows.
+    rows = [row | common | {"main": not n} for n, row in enumerate(found.rows)]
     with (directory / "scores.jsonl").open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     kind = "synthetic held-out " if common["synthetic"] else ""
-    say(f"{len(hypotheses):,} {kind}pairs of {split}, step {step:,}, {common['seconds']} s")
+    unit = "pairs" if pairs else "rows"
+    what = f"{len(found.lines):,} {kind}{unit} of {split}" if found.lines else f"{kind}{split}"
+    say(f"{what}, step {step:,}, {common['seconds']} s")
+    width = max(12, *(len(row["metric"]) + 2 for row in rows))
     for row in rows:
-        say(f"  {row['metric']:<12}{row['score']:7.2f}  {row['signature']}")
+        say(f"  {row['metric']:<{width}}{row['score']:7.2f}  {row['signature']}")
     bucket.publish(directory)
     return rows
+
+
+# --------------------------------------------------------------------- reading answers off
+
+
+class Asked(NamedTuple):
+    """What is to be answered, and by whom."""
+
+    run: translate.Run
+    split: str
+    how: Decode
+    directory: Path
+
+    @property
+    def config(self) -> Config:
+        """Of the run."""
+        return self.run.config
+
+    def given(self) -> data.Given:
+        """What the objective makes examples of, without leaving any out."""
+        return assemble.given(self.config, self.run.tokenizer, self.directory, self.split, False)
+
+    def batches(self):
+        """The split, once through."""
+        where = (self.run.tokenizer, self.directory, self.split)
+        multiple = sharding.batch_parts(self.run.mesh)
+        return assemble.open_batches(self.config, *where, multiple=multiple, train=False)
+
+    def outputs(self, *names: str) -> dict[int, dict[str, np.ndarray]]:
+        """Of every example by its number, what the model predicts and what is in the batch."""
+        run, batches, found = self.run, self.batches(), {}
+
+        def predict(params, batch):
+            index = batch.pop("index")
+            made = run.model.apply({"params": params}, batch, method="predict")
+            return index, {name: made[name] if name in made else batch[name] for name in names}
+
+        step = jax.jit(predict, out_shardings=sharding.replicated(run.mesh))
+        with jax.set_mesh(run.mesh):
+            for number in range(batches.steps_per_epoch):
+                batch = assemble.fetch(batches, number, run.mesh)
+                index, made = jax.device_get(step(run.params, batch))
+                for row in np.flatnonzero(index >= 0).tolist():
+                    found[int(index[row])] = {name: made[name][row] for name in names}
+        return dict(sorted(found.items()))
+
+
+def pairs(asked: Asked) -> Outcome:
+    """Texts: BLEU, chrF and TER, or ROUGE, or how many are the right word of a few."""
+    config, how = asked.config, asked.config.eval
+    sources, references = assemble.lines(config, asked.split)
+    hypotheses = [found[0].text for found in asked.run.search(sources, asked.how)]
+    if getattr(config.objective, "labels", ""):
+        rows = scores.accuracy([line.strip() for line in hypotheses], references)
+    elif how.metric == "rouge":
+        several = assemble.corpora(config, asked.split, "references")
+        chunks = (chunk for corpus in several for chunk in corpus.chunks())
+        rows = scores.rouge(hypotheses, [each for _, texts in chunks for each in texts])
+    else:
+        rows = scores.translation(how, hypotheses, references)
+    return Outcome(hypotheses, references, rows)
+
+
+def labels(asked: Asked) -> Outcome:
+    """Classes: how many are right, and of two classes what GLUE reports beside it."""
+    found = asked.outputs("logits", "label").values()
+    mine = [int(each["logits"].argmax()) for each in found]
+    theirs = [int(each["label"]) for each in found]
+    rows = scores.accuracy(mine, theirs)
+    if getattr(asked.config.model, "classes", 0) == 2 and "classify" in _heads(asked):
+        rows += scores.f1(mine, theirs) + scores.matthews(mine, theirs)
+    name = _namer(asked)
+    return Outcome(list(map(name, mine)), list(map(name, theirs)), rows)
+
+
+def _heads(asked: Asked) -> tuple[str, ...]:
+    return assemble.objective(asked.config).HEADS
+
+
+def _namer(asked: Asked):
+    names = getattr(asked.config.objective, "labels", "")
+    return names.split(",").__getitem__ if names else str
+
+
+def numbers(asked: Asked) -> Outcome:
+    """Numbers: how they go with the given ones."""
+    found = asked.outputs("logits", "value").values()
+    mine = [float(each["logits"][0]) for each in found]
+    theirs = [float(each["value"]) for each in found]
+    rows = scores.pearson(mine, theirs) + scores.spearman(mine, theirs)
+    return Outcome([f"{x:.4f}" for x in mine], [f"{x:.4f}" for x in theirs], rows)
+
+
+def tags(asked: Asked) -> Outcome:
+    """Tags of words: accuracy and, where they mark spans, F1 of these."""
+    name, mine, theirs = _namer(asked), [], []
+    for each in asked.outputs("logits", "targets", "weights").values():
+        scored = each["weights"] > 0
+        mine.append([name(int(n)) for n in each["logits"][scored].argmax(-1)])
+        theirs.append([name(int(n)) for n in each["targets"][scored]])
+    rows = scores.tagging(mine, theirs)
+    return Outcome([" ".join(t) for t in mine], [" ".join(t) for t in theirs], rows)
+
+
+def questions(asked: Asked) -> Outcome:
+    """Answers cut out of a text: exact matches and F1; where there may be none, also the best that
+    a threshold could do."""
+    config, given = asked.config.objective, asked.given()
+    read, logits = span_qa.Questions(config, given), asked.outputs("start", "end")
+    windows = [[] for _ in range(len(read))]
+    for number in logits:
+        windows[read.question_of[number]].append(number)
+    predicted, certain, nulls, gold = {}, {}, {}, {}
+    for at, found in enumerate(windows):
+        question = read.question(at)
+        answers, null = span_qa.n_best(
+            question,
+            [read.window(number) for number in found],
+            [logits[number]["start"] for number in found],
+            [logits[number]["end"] for number in found],
+            special=inputs.special(given.vocabulary),
+            count=config.n_best,
+            longest=config.longest,
+        )
+        threshold = config.threshold if config.no_answer else None
+        predicted[question.id] = span_qa.predict(answers, null, threshold)
+        certain[question.id] = span_qa.predict(answers, null)
+        nulls[question.id] = null - (answers[0].score if answers else -np.inf)
+        gold[question.id] = read.answers[at]
+    rows = scores.squad(predicted, gold)
+    if config.no_answer:
+        for metric, (score, threshold) in scores.best_threshold(nulls, certain, gold).items():
+            signature = f"objective.threshold:{threshold:.4f}"
+            rows.append({"metric": f"best_{metric}", "score": score, "signature": signature})
+    lines = [json.dumps({"id": id, "answer": text}) for id, text in predicted.items()]
+    return Outcome(lines, [json.dumps(each) for each in gold.values()], rows)
+
+
+def text(asked: Asked) -> Outcome:
+    """How well tokens are predicted: the perplexity of those that the objective asks for; of a
+    causal language model, with all it read before, of words and characters too."""
+    config, run = asked.config, asked.run
+    step = validate.make_eval_step(assemble.make_loss(config, run.model))
+    with jax.set_mesh(run.mesh):
+        total = validate.totals(step, run.params, asked.batches(), run.mesh)
+    means = validate.means(config.objective, total)
+    what = f"tokens:{total['weight']:.0f}|tokenizer:{run.tokenizer.kind}"
+    what += f"|length:{config.data.max_length}"
+    row = lambda metric, score, more="": {
+        "metric": metric,
+        "score": score,
+        "signature": what + more,
+    }
+    rows = [row("perplexity", means["perplexity"]), row("nll", means["nll"])]
+    if hasattr(config.objective, "stride"):
+        what += f"|stride:{config.objective.stride or config.data.max_length}"
+        stream = data.stream(asked.given(), config.objective.whole, None)
+        words, characters = stream.words, stream.characters
+        each = scores.word_perplexity(total["nll"], words)
+        bits = scores.bits_per_character(total["nll"], characters)
+        rows = [row("perplexity", means["perplexity"]), row("nll", means["nll"])]
+        rows.append(row("word_perplexity", each, f"|words:{words}"))
+        rows.append(row("bits_per_character", bits, f"|characters:{characters}"))
+    return Outcome([], [], rows)
+
+
+TASKS = {  # by the rows that an objective reads, or by its name where that says more
+    "pair": pairs,
+    "labelled": labels,
+    "choices": labels,
+    "regress": numbers,
+    "tagged": tags,
+    "questions": questions,
+    "text": text,
+}

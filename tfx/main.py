@@ -98,9 +98,11 @@ def evaluate(
     *,
     overrides: Overrides,
 ) -> None:
-    """Translate a split, print BLEU, chrF and TER, and add rows to scores.jsonl.
+    """Answer a split, score the answers as their task wants it, and add rows to scores.jsonl.
 
-    How translations are searched for may change: --config.decode.KEY=VALUE.
+    BLEU, chrF and TER of translations, ROUGE of summaries, accuracy of classes, exact match and F1
+    of answers, perplexity of language models. How texts are searched for may change:
+    --config.decode.KEY=VALUE.
 
       tfx eval --workdir=runs/quickstart
       tfx eval --workdir=runs/m30k --split=valid --average=10 --config.decode.beam=5
@@ -330,7 +332,7 @@ def launch(
 def list_(workdir: Annotated[str, "DIR", "list the runs in this directory instead"] = "") -> None:
     """Print what there is to choose from: configs, models and their sizes, and so on.
 
-    With --workdir: the step, last BLEU and config hash of each run there.
+    With --workdir: the step, last score and config hash of each run there.
 
       tfx list
       tfx list --workdir=runs
@@ -338,10 +340,11 @@ def list_(workdir: Annotated[str, "DIR", "list the runs in this directory instea
     if workdir:
         for path in find(workdir):
             run, (step, row) = read_config(path), progress(path)
-            last = "no BLEU"
+            last = "no score"
             if row:
-                kind = "synthetic " * row.get("synthetic", False)
-                last = f"BLEU {row['score']:.1f} on {kind}{row['split']}"
+                kind, metric = "synthetic " * row.get("synthetic", False), row["metric"]
+                metric = metric.upper() if metric == "bleu" else metric
+                last = f"{metric} {row['score']:.1f} on {kind}{row['split']}"
             hash = configs.fingerprint(run)
             print(f"{path}  step {step:,} of {run.train.steps:,}  {last}  {hash}")
         return

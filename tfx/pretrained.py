@@ -2,27 +2,30 @@
 and back."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flax import linen as nn
 
 from tfx import models
-from tfx.models import weights
+from tfx.models import hf, weights
 
-TYPES = {  # their model_type, and the family of ours
-    "bert": "bert",
-    "roberta": "roberta",
-    "xlm-roberta": "roberta",
-    "distilbert": "distilbert",
-    "marian": "marian",
-    "bart": "bart",
-    "xlnet": "xlnet",
-    "openai-gpt": "gpt",
-    "gpt2": "gpt2",
-    "t5": "t5",
-    "mt5": "t5",
+TYPES = {  # their model_type: the family of ours, and how their classes' names begin
+    "bert": ("bert", "Bert"),
+    "roberta": ("roberta", "Roberta"),
+    "xlm-roberta": ("roberta", "XLMRoberta"),
+    "distilbert": ("distilbert", "DistilBert"),
+    "marian": ("marian", "Marian"),
+    "bart": ("bart", "Bart"),
+    "xlnet": ("xlnet", "XLNet"),
+    "openai-gpt": ("gpt", "OpenAIGPT"),
+    "gpt2": ("gpt2", "GPT2"),
+    "t5": ("t5", "T5"),
+    "mt5": ("t5", "MT5"),
 }
+IDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
+MUST_SAY = {"marian": IDS, "bart": IDS}  # what their models do not run without
 
 
 class Pretrained(NamedTuple):
@@ -51,7 +54,7 @@ def family(about: dict, tensors: dict, where: str) -> str:
     name = about.get("model_type", "bert" if old else "")
     if name not in TYPES:
         raise ValueError(f'{where}: model_type "{name}": tfx has {", ".join(TYPES)}')
-    return TYPES[name]
+    return TYPES[name][0]
 
 
 def of_tensors(family: str, about: dict, tensors: dict, dtype: str, where: str) -> Pretrained:
@@ -66,15 +69,79 @@ def of_tensors(family: str, about: dict, tensors: dict, dtype: str, where: str) 
         try:
             config = format.to_config(home.Config, about, format.clean(tensors), head, dtype)
             model = models.build(config)
-            params = models.hf.from_tensors(format, config, models.shapes(model), tensors)
+            params = hf.from_tensors(format, config, models.shapes(model), tensors)
             return Pretrained(family, model, params, about)
-        except (KeyError, TypeError, ValueError) as error:
+        except KeyError as error:
+            errors[head] = f"config.json says no {error.args[0]}, which a {family} needs"
+        except (TypeError, ValueError) as error:
             errors[head] = error
     if not errors:
         choices = ", ".join(format.heads)
         raise ValueError(f"{where}: {', '.join(names)}: want a class that ends with {choices}")
-    error = next(iter(errors.values()))
-    raise ValueError(f"{where}: {error}") from error
+    raise ValueError(f"{where}: {next(iter(errors.values()))}")
+
+
+def write(
+    folder: str | Path,
+    model: nn.Module,
+    params: dict[str, Any],
+    files: Mapping[str, bytes] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """A folder that Hugging Face's classes read, and `read`: config.json and weights.
+
+    Args:
+      files: what else to put there, those of the tokenizer.
+      about: what else config.json says: ids of special tokens, names of classes. A `model_type`
+        may be that of a sister of the family, as mt5 is of t5.
+
+    Raises:
+      ValueError: their classes have no such model, or the folder holds something.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: holds something; choose another folder")
+    try:
+        config, tensors = to_tensors(model, params, dict(about or {}))
+    except ValueError as error:
+        raise ValueError(f"{folder}: cannot be written for Hugging Face: {error}") from None
+    weights.write(folder, tensors)
+    text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    for name, content in {**(files or {}), "config.json": text.encode()}.items():
+        (folder / name).write_bytes(content)
+
+
+def to_tensors(model: nn.Module, params, about: dict) -> tuple[dict[str, Any], dict]:
+    """What config.json says, and tensors: the way back from `of_tensors`.
+
+    Raises:
+      ValueError: their classes have no such model; it names the fields.
+    """
+    config, boxed = model.config, models.shapes(model)
+    if models.family(config) is models.transformer:
+        config, params = models.marian.of_transformer(config, boxed, params)
+        boxed = models.shapes(models.build(config))
+    home = models.family(config)
+    format = home.FORMAT
+    own = format.from_config(config)
+    kind, head = about.get("model_type"), format.head_of(config)
+    kind = kind if TYPES.get(kind, "")[:1] == TYPES[own["model_type"]][:1] else own["model_type"]
+    if lacking := [name for name in MUST_SAY.get(kind, ()) if about.get(name) is None]:
+        raise ValueError(f"{' and '.join(lacking)} must be said: give the tokenizer's ids")
+    names = about.pop("id2label", {})
+    named = {"id2label": names, "label2id": {name: int(n) for n, name in names.items()}}
+    labels = {"num_labels": own["num_labels"]} if "num_labels" in own else {}
+    said = {"architectures": [TYPES[kind][1] + head], "dtype": "float32"} | about | own
+    said |= {"model_type": kind}
+    if len(names) == labels.get("num_labels"):
+        del said["num_labels"]
+        said |= named
+    tensors = hf.to_tensors(format, config, boxed, params, head != "Model")
+    back = format.to_config(home.Config, said, format.clean(tensors), head)
+    ours, theirs = format.meaning(config), format.meaning(back)
+    if differ := [f"model.{k} = {x!r}" for k, x in ours.items() if x != theirs[k]]:
+        raise ValueError(f"{TYPES[kind][1]} there has no {', '.join(differ)}")
+    return said, tensors
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -91,6 +91,7 @@ class Eval:
     bleu_every: Count = 0  # steps between validation BLEU; 0: never
     sentences: Count = 0  # for BLEU: the first so many of the split; 0: all
     monitor: Literal["loss", "bleu", "accuracy"] = "loss"  # what "best" and patience look at
+    metric: Literal["bleu", "rouge"] = "bleu"  # of texts: translations or summaries
     patience: Count = 0  # evaluations without a gain before stopping; 0: off
     tokenize: Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "none"] = "13a"  # BLEU
     tokenized: bool = False  # the text comes tokenised: bleu_tok_lc splits at spaces alone

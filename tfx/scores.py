@@ -12,6 +12,7 @@ import string
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
+import sacrebleu.metrics
 
 import tfx
 
@@ -299,3 +300,43 @@ def word_perplexity(nll_sum: float, words: int) -> float:
 def bits_per_character(nll_sum: float, characters: int) -> float:
     """The same in bits, a character."""
     return nll_sum / characters / math.log(2)
+
+
+# ----------------------------------------------------------------------- translations
+
+
+def of_text(how) -> dict:
+    """The metrics of sacreBLEU (Post, 2018), by the name they have in scores.jsonl.
+
+    `bleu_tok_lc` is what papers before sacreBLEU report: lower-cased, on tokenised text. It is
+    not comparable with `bleu`.
+
+    Args:
+      how: has `tokenize` and `tokenized`: see `schema.Eval`.
+    """
+    make = sacrebleu.metrics
+    old = "none" if how.tokenized else "13a"
+    return {
+        "bleu": make.BLEU(tokenize=how.tokenize),
+        "chrf": make.CHRF(),
+        "ter": make.TER(),
+        "bleu_tok_lc": make.BLEU(lowercase=True, tokenize=old, force=True),
+    }
+
+
+def translation(how, hypotheses: Sequence[str], references: Sequence[str]) -> list[Row]:
+    """BLEU, chrF and TER of translations against one reference each."""
+    rows = []
+    for name, metric in of_text(how).items():
+        result = metric.corpus_score(hypotheses, [references])
+        signature = str(metric.get_signature())
+        row = {"metric": name, "score": round(result.score, 4), "signature": signature}
+        if name.startswith("bleu"):
+            row["detail"] = result.format(signature=False).partition("= ")[2]
+        rows.append(row)
+    return rows
+
+
+def bleu(how, hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """The first of these alone."""
+    return of_text(how)["bleu"].corpus_score(hypotheses, [references]).score

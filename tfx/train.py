@@ -7,7 +7,6 @@ stopped and started again is the run that never stopped, bit for bit.
 
 import contextlib
 import dataclasses
-import inspect
 import math
 import tempfile
 import time
@@ -29,18 +28,17 @@ from tfx import (
     assemble,
     bucket,
     checkpoint,
-    evaluate,
     flops,
     hosts,
     metrics,
     models,
     optim,
     sharding,
+    validate,
     workdir,
 )
 from tfx import config as configs
 from tfx.data import pipeline
-from tfx.objectives import causal_lm
 from tfx.schema import Config
 from tfx.state import TrainState
 
@@ -86,31 +84,6 @@ def create_state(config: Config, model, tx, shardings: TrainState, given=None) -
         return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), rng, ema)
 
     return jax.jit(create, out_shardings=shardings)(jax.random.key(config.seed), taken)
-
-
-def make_loss(config: Config, model, teacher: nn.Module | None = None):
-    """The objective of a config as loss(params, batch, rngs, train, frozen) -> (sum, weight,
-    sums); `frozen` are the parameters of the teacher, if it has one."""
-    objective = assemble.objective(config)
-    settings = dataclasses.asdict(config.objective)
-    known = inspect.signature(objective.loss).parameters
-    chosen = {name: value for name, value in settings.items() if name in known}
-    task = objective.loss
-    if settings.get("language"):
-        task = causal_lm.with_task(task, settings["language"])
-
-    def loss(params, batch, rngs, train, frozen=None):
-        own = dict(chosen)
-        if teacher is not None:
-            run = partial(teacher.apply, {"params": frozen}, method="predict")
-            own["teacher"] = run
-        return task(partial(_predict, model), params, batch, rngs, train, **own)
-
-    return loss
-
-
-def _predict(model, params, batch, rngs=None, train=False):
-    return model.apply({"params": params}, batch, train, rngs=rngs, method="predict")
 
 
 def make_train_step(config: Config, loss, tx, shardings):
@@ -184,7 +157,8 @@ def put_together(config: Config, directory: Path, mesh, say, multiple: int = 0) 
     ids = assemble.open_tokenizer(config, directory, say)
     bucket.publish(directory)
     model = assemble.build_model(config, ids)
-    tx = optim.build(config.optim, config.train.steps, config.model.width)
+    shapes = nn.unbox(models.shapes(model))
+    tx = optim.build(config.optim, config.train.steps, config.model.width, shapes)
     like, shardings = init_state(config, model, tx, mesh)
     sharding.check(models.shapes(model), (), mesh)
     cuts = sharding.batch_parts(mesh) * config.train.accum
@@ -205,7 +179,7 @@ def put_together(config: Config, directory: Path, mesh, say, multiple: int = 0) 
             raise ValueError(
                 f"objective.teacher = {place}: it reads other ids; set tokenizer.path to it"
             )
-    loss = make_loss(config, model, teacher)
+    loss = assemble.make_loss(config, model, teacher)
     return Parts(ids, model, tx, batches, like, shardings, loss, frozen)
 
 
@@ -270,16 +244,14 @@ def train(config: Config, directory: str, provenance: dict | None = None, profil
         planned = checkpoints.meta().get("multiple", 0) if checkpoints.steps else 0
         parts = hosts.in_turn(lambda: put_together(config, directory, mesh, screen.say, planned))
         state, memory = first_state(config, parts, mesh, checkpoints, screen.say)
-        validate = hosts.in_turn(
-            lambda: evaluate.make_validation(config, parts, directory, mesh, screen.say)
-        )
+        watch = hosts.in_turn(lambda: validate.make(config, parts, directory, mesh, screen.say))
         mine = directory if hosts.leads() else None
         with (
             metrics.Writer(mine, int(state.step)) as writer,
             metrics.Profile(mine, bucket.home(directory), profile, screen.say) as trace,
         ):
             shown = writer, screen, trace
-            return _loop(config, parts, mesh, state, memory, validate, checkpoints, shown, stopping)
+            return _loop(config, parts, mesh, state, memory, watch, checkpoints, shown, stopping)
 
 
 def claim(config: Config, directory: str, provenance: dict | None) -> tuple[Any, Path]:
@@ -296,7 +268,7 @@ def claim(config: Config, directory: str, provenance: dict | None) -> tuple[Any,
     return mesh, (take if hosts.leads() else bucket.local)(directory)
 
 
-def _loop(config, parts, mesh, state, memory, validate, checkpoints, shown, stopping) -> dict:
+def _loop(config, parts, mesh, state, memory, watch, checkpoints, shown, stopping) -> dict:
     writer, screen, trace = shown
     train_step = make_train_step(config, parts.loss, parts.tx, parts.shardings)
     report = Report(config, parts, mesh, writer, screen)
@@ -311,7 +283,7 @@ def _loop(config, parts, mesh, state, memory, validate, checkpoints, shown, stop
             if done > started:
                 # Evaluate.
                 with report.paused():
-                    value = validate(state.weights, done, last, memory, writer)
+                    value = watch(state.weights, done, last, memory, writer)
                 if value is not None:
                     improved = memory["best"] is None or value > memory["best"]
                     memory["best"] = value if improved else memory["best"]
@@ -396,7 +368,7 @@ class Report:
                 "lower optim.lr, lengthen optim.warmup or set optim.clip"
             )
         seconds, norm = time.time() - self._since, total.pop("grad_norm")
-        self.last = evaluate.means(self._objective, total) | {
+        self.last = validate.means(self._objective, total) | {
             "lr": float(self._rate(done - 1)),
             "grad_norm": norm / len(rows),
             "tokens_per_second": self._tokens * len(rows) / seconds,

@@ -117,7 +117,7 @@ def find(root: str | os.PathLike) -> list[Path]:
 
 
 def progress(directory: str | os.PathLike) -> tuple[int, dict[str, Any] | None]:
-    """The step of the last checkpoint (0: none), and the last BLEU row of scores.jsonl."""
+    """The step of the last checkpoint (0: none), and the main row of the last evaluation."""
     path = bucket.place(directory)
     # In a bucket, one that is being written has its name already; this file comes last.
     whole = lambda saved: isinstance(saved, Path) or (saved / "commit_success.txt").exists()
@@ -125,7 +125,7 @@ def progress(directory: str | os.PathLike) -> tuple[int, dict[str, Any] | None]:
     steps = [int(saved.name) for saved in found if whole(saved)]
     scores = path / "scores.jsonl"
     lines = scores.read_text("utf-8").splitlines() if scores.exists() else []
-    rows = [row for row in map(json.loads, lines) if row["metric"] == "bleu"]
+    rows = [row for row in map(json.loads, lines) if row.get("main", row["metric"] == "bleu")]
     return max(steps, default=0), rows[-1] if rows else None
 
 

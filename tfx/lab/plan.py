@@ -18,9 +18,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax.experimental import topologies
 
 from tfx import assemble, flops, models, optim, sharding, train, translate
+from tfx.choose import Ids
 from tfx.config import Config
 from tfx.data.tokenizer import Bytes
 from tfx.lab import collectives
@@ -345,9 +347,10 @@ def _too_much(error: str) -> int:
 
 def _training(config: Config, model, mesh, shape: flops.Shape) -> tuple:
     """The step of tfx/train.py, jitted, and its arguments."""
-    tx = optim.build(config.optim, config.train.steps, config.model.width)
+    shapes = nn.unbox(models.shapes(model))
+    tx = optim.build(config.optim, config.train.steps, config.model.width, shapes)
     like, shardings = train.init_state(config, model, tx, mesh)
-    step = train.make_train_step(config, train.make_loss(config, model), tx, shardings)
+    step = train.make_train_step(config, assemble.make_loss(config, model), tx, shardings)
     rows, source, target = shape
     example = seq2seq.make_example(np.zeros(source - 1, np.int32), np.zeros(target - 1, np.int32))
     lengths = {name: len(ids) for name, ids in example.items()}
@@ -371,8 +374,8 @@ def _search(config: Config, model, like, mesh, shape: flops.Shape) -> tuple:
         "number": at((rows,), jnp.uint32),
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
-    search = jax.jit(partial(translate.search, (model,)), static_argnums=(3, 4, 5))
-    return search, ((like,), batch, key, config.decode, longest, rows)
+    search = jax.jit(partial(translate.search, (model,)), static_argnums=(3, 4, 5, 6))
+    return search, ((like,), batch, key, Ids(), config.decode, longest, rows)
 
 
 def _mesh(config: Config, there: list):
@@ -383,7 +386,11 @@ def _mesh(config: Config, there: list):
 
 def _model(config: Config):
     """The model, for a tokenizer that nobody has learned yet."""
+    if not hasattr(config.model, "source_vocab"):
+        name = models.family(config.model).__name__.rpartition(".")[2]
+        raise ValueError(f'model.name = "{name}": tfx plan knows encoder-decoders so far')
     vocab = Bytes.vocab_size if config.tokenizer.kind == "bytes" else config.tokenizer.vocab
+    vocab = config.model.vocab or vocab
     runtime = dict(vocab=vocab, source_vocab=vocab, dtype=config.train.dtype)
     return models.build(dataclasses.replace(config.model, **runtime))
 

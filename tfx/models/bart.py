@@ -44,9 +44,16 @@ def initial(config: Config) -> dict:
     return {"kernel$|embedding$": initializers.normal(0.02)}
 
 
+def unspecial(config: Config) -> dict:
+    """What no single field of ours says."""
+    if config.tie != "all":
+        raise ValueError(f"model.tie = '{config.tie}': Hugging Face's BART has all tables in one")
+    return marian.unspecial(config) | {"model_type": "bart"}
+
+
 FORMAT = replace(
     marian.FORMAT,
     heads={"Model": {"output_bias": False}, "ForConditionalGeneration": {"output_bias": True}},
     ignored=r"embed_tokens\.weight$|lm_head\.weight$",
-    unspecial=lambda config: marian.unspecial(config) | {"model_type": "bart"},
+    unspecial=unspecial,
 )

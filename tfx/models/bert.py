@@ -108,6 +108,22 @@ def special(theirs: dict, tensors: dict) -> dict:
     return found if classes is None else found | {"classes": len(classes)}
 
 
+def unspecial(config: Config) -> dict:
+    """The same, back."""
+    if not config.types:
+        raise ValueError(
+            "model.types = 0: Hugging Face's BERT has at least one; set 1 and train on"
+        )
+    return {"model_type": "bert", "num_labels": config.classes}
+
+
+def unread(config: Config) -> set[str]:
+    """Fields that the head of a config makes nothing of."""
+    masked = config.head in ("pretraining", "mlm")
+    found = set() if masked else {"head_activation"}
+    return found | ({"pooler"} if config.head in ("mlm", "tokens", "span") else set())
+
+
 FORMAT = hf.Format(
     prefix="bert.",
     head="cls|classifier|qa_outputs",
@@ -138,7 +154,8 @@ FORMAT = hf.Format(
     names=names,
     ignored=r"position_ids$|cls\.predictions\.decoder\.",
     special=special,
-    unspecial=lambda config: {"model_type": "bert", "num_labels": config.classes},
+    unspecial=unspecial,
+    unread=unread,
 )
 
 

@@ -64,6 +64,16 @@ def special(theirs: dict, tensors: dict) -> dict:
     return found if classes is None else found | {"classes": len(classes)}
 
 
+def unspecial(config: Config) -> dict:
+    """The same, back."""
+    if config.head == "none" and config.pooler != "none":
+        raise ValueError(
+            f"model.pooler = '{config.pooler}': Hugging Face's DistilBertModel has none, only its "
+            "classifiers have one"
+        )
+    return {"model_type": "distilbert", "num_labels": config.classes}
+
+
 FORMAT = hf.Format(
     prefix="distilbert.",
     head="vocab_|pre_classifier|classifier|qa_outputs",
@@ -88,5 +98,6 @@ FORMAT = hf.Format(
     names=names,
     ignored=r"position_ids$|vocab_projector\.weight$",
     special=special,
-    unspecial=lambda config: {"model_type": "distilbert", "num_labels": config.classes},
+    unspecial=unspecial,
+    unread=bert.unread,
 )

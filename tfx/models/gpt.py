@@ -133,24 +133,31 @@ def special(theirs: dict, tensors: dict) -> dict:
 
 def unspecial(config: Config) -> dict:
     """The same, back."""
-    if config.activation == "gelu" or config.mlp != 4 * config.width:
+    activations = {"gelu_tanh": "gelu", "relu": "relu", "silu": "silu"}
+    if config.activation not in activations or config.mlp != 4 * config.width:
         raise ValueError(
             f"model.activation = '{config.activation}', model.mlp = {config.mlp}: GPT in Hugging "
-            "Face's files has the tanh form of GELU, and an mlp of 4 widths; export it as GPT-2"
+            f"Face's files has {', '.join(activations)}, and an mlp of 4 widths"
         )
-    activation = {"gelu_tanh": "gelu"}.get(config.activation, config.activation)
-    return about_head(config) | {"model_type": "openai-gpt", "afn": activation}
+    afn = activations[config.activation]
+    return about_head(config) | {"model_type": "openai-gpt", "afn": afn}
+
+
+def unread(config: Config) -> set[str]:
+    """Fields that the head of a config makes nothing of."""
+    choice = {"summary", "summary_width", "summary_activation"}
+    return set() if config.head == "choice" else choice
 
 
 def about_head(config: Config) -> dict:
     """What their configuration says of the head."""
-    activation = config.summary_activation
+    back = {ours: theirs for theirs, ours in reversed(hf.ACTIVATIONS.items())}
     return {
         "num_labels": config.classes,
         "summary_type": {"token": "cls_index"}.get(config.summary, config.summary),
         "summary_use_proj": config.summary_width != "none",
         "summary_proj_to_labels": config.summary_width == "one",
-        "summary_activation": None if activation == "none" else activation,
+        "summary_activation": back.get(config.summary_activation),
     }
 
 
@@ -209,6 +216,7 @@ FORMAT = hf.Format(
     transposed=False,
     special=special,
     unspecial=unspecial,
+    unread=unread,
     aliases={"tokens_embed.weight": "lm_head.weight"},
     causal=True,
     batch=batch,

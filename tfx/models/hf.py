@@ -8,6 +8,7 @@ Their linear layers are [out, in], or [in, out] where they come from GPT's code,
 of heads; their layers have a number in the name, where ours lie in one array.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from tfx.models import layers
 from tfx.nn import mlp
 
 ACTIVATIONS = {
@@ -34,6 +36,7 @@ ACTIVATIONS = {
     "gelu_python_tanh": "gelu_tanh",
     "gelu_python": "gelu",
 }
+RUNS = {"scan", "remat", "kernel", "dtype"}  # fields that say how a model runs, not what it is
 LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "embedding": "weight"}
 OLD = {"gamma": "weight", "beta": "bias"}  # norms, in files that were made from TensorFlow's
 
@@ -71,7 +74,8 @@ class Format:
       ignored: matches names of what is not learned, or is there under another name.
       transposed: whether their linear layers are [out, in].
       special: (their config, their tensors) -> more fields of ours.
-      unspecial: (our config) -> more of theirs.
+      unspecial: (our config) -> more of theirs; a ValueError where there are no words for it.
+      unread: (our config) -> fields that a model of it does not read.
       aliases: {name of a tensor: another name that it may have}.
       causal: whether texts are read from left to right.
       batch: (their config, arguments of their model) -> batch for ours.
@@ -87,6 +91,7 @@ class Format:
     transposed: bool = True
     special: Callable[[dict, dict], dict] = lambda theirs, tensors: {}
     unspecial: Callable[[Any], dict] = lambda config: {}
+    unread: Callable[[Any], set[str]] = lambda config: set()
     aliases: Mapping[str, str] = field(default_factory=dict)
     causal: bool = False
     batch: Callable[[dict, dict], dict] = lambda about, theirs: one_text(theirs)
@@ -121,13 +126,59 @@ class Format:
         return cls(**given, dtype=dtype)
 
     def from_config(self, config) -> dict:
-        """Their config of ours, as far as it has fields for it."""
-        theirs = {name: getattr(config, ours) for ours, name in self.config.items()}
-        back = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
+        """Their config of ours, as far as it has fields for it.
+
+        Raises:
+          ValueError: an activation that theirs have not.
+        """
+        theirs, back = {}, {ours: name for name, ours in reversed(ACTIVATIONS.items())}
         for ours, name in self.config.items():
-            if ours.endswith("activation"):
-                theirs[name] = back.get(theirs[name], theirs[name])
+            value = getattr(config, ours)
+            if ours.endswith("activation") and value != "none":
+                if value not in back:
+                    choices = ", ".join(back)
+                    raise ValueError(f"model.{ours} = '{value}': Hugging Face's has {choices}")
+                value = back[value]
+            theirs.setdefault(name, value)  # of several the first, which counts most
         return theirs | self.unspecial(config)
+
+    def head_of(self, config) -> str:
+        """What their class's name ends with.
+
+        Raises:
+          ValueError: they have none for such a head.
+        """
+        # Whether something is dropped in training says nothing of which class it is.
+        fits = lambda fields: all(
+            getattr(config, key) == value
+            for key, value in fields.items()
+            if not key.endswith("dropout")
+        )
+        found = next((end for end, fields in self.heads.items() if fits(fields)), None)
+        if found is None:
+            choices = ", ".join(fields["head"] for fields in self.heads.values())
+            raise ValueError(f"model.head = '{config.head}': Hugging Face's has {choices}")
+        return found
+
+    def meaning(self, config) -> dict[str, Any]:
+        """The fields that say what a model computes, 0 and "auto" spelled out: where two configs
+        mean the same, so do their models."""
+        c, said = config, dataclasses.asdict(config)
+        said |= {"key_width": layers.key_width(c), "value_width": layers.value_width(c)}
+        said["final_norm"] = c.final_norm == "on" or (c.final_norm == "auto" and c.norm == "pre")
+        said |= {f"decoder_{k}": said[f"decoder_{k}"] or said[k]
+                 for k in ("depth", "heads", "mlp") if f"decoder_{k}" in said}  # fmt: skip
+        if "source_vocab" in said:
+            said["source_vocab"] = c.source_vocab or c.vocab
+        unread = RUNS | self.unread(c)
+        if c.position != "t5":
+            unread |= {"position_buckets", "position_furthest"}
+        if c.position != "learned":
+            unread |= {"position_offset"} | ({"max_length"} - self.config.keys())
+        if getattr(c, "head", "") not in ("classify", "tokens"):
+            unread |= {"classes"}
+        dropped = lambda key: key.endswith(("dropout", "layerdrop"))
+        return {key: x for key, x in said.items() if key not in unread and not dropped(key)}
 
 
 class Piece(NamedTuple):
@@ -154,14 +205,16 @@ def pieces(format: Format, config, boxed) -> Iterator[Piece]:
     """All parameters of a model, from their shapes with axis letters.
 
     Raises:
-      KeyError: a parameter that the table does not name.
+      ValueError: a parameter that the table does not name.
     """
     table = format.names(config)
     is_box = lambda x: isinstance(x, nn.Partitioned)
     for keys, box in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_box):
         path = tuple(key.key for key in keys)
         whole, parent = "/".join(path), "/".join(path[:-1])
-        at = table[whole] if whole in table else table[parent]
+        at = table.get(whole, table.get(parent))
+        if at is None:
+            raise ValueError(f"parameter {whole}: Hugging Face's files have no such one")
         at = at if isinstance(at, At) else At(at)
         if whole not in table:
             at = at._replace(name=f"{at.name}.{LEAVES[path[-1]]}")

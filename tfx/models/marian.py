@@ -9,7 +9,12 @@ Differs from Vaswani et al. (2017): sines and cosines in two halves, not interle
 on the logits; an epsilon of 1e-5; decoding begins with the id of padding.
 """
 
+import dataclasses
 from dataclasses import dataclass
+
+import jax
+import numpy as np
+from flax import linen as nn
 
 from tfx.models import hf, layers, transformer
 
@@ -30,6 +35,33 @@ class Config(transformer.Config):
 
 
 SIZES = {"opus": {}, "opus-big": dict(width=1024, mlp=4096, heads=16)}
+
+
+def of_transformer(config: transformer.Config, boxed, params) -> tuple[Config, dict]:
+    """The same model as one of Marian's: the axis of the residual stream in another order, which
+    nothing sees but the positions, so that the sines come first and the cosines behind them.
+
+    Args:
+      boxed: shapes of the parameters, with their axis letters.
+
+    Raises:
+      ValueError: Marian's computes something else.
+    """
+    c = config
+    if c.position != "sinusoid" or c.width % 2:
+        raise ValueError(f"model.position = '{c.position}': Marian's are sinusoids, of even width")
+    order = np.r_[0 : c.width : 2, 1 : c.width : 2]
+
+    def turned(box, x):
+        for axis in (n for n, letter in enumerate(box.names) if letter == "D"):
+            x = np.take(x, order, axis)
+        return x
+
+    is_box = lambda x: isinstance(x, nn.Partitioned)
+    params = jax.tree.map(turned, boxed, params, is_leaf=is_box)
+    fields = dataclasses.asdict(c) | {"position": "sinusoid_halves", "output_bias": True}
+    return Config(**fields), {"output_bias": np.zeros(c.vocab, np.float32)} | params
+
 
 LAYER = {  # ours -> theirs
     **{
@@ -88,6 +120,7 @@ def unspecial(config: Config) -> dict:
     return {
         "model_type": "marian",
         "is_encoder_decoder": True,
+        "vocab_size": config.source_vocab or config.vocab,
         "tie_word_embeddings": config.tie != "none",
         "share_encoder_decoder_embeddings": config.tie == "all",
         "decoder_vocab_size": config.vocab,

@@ -60,7 +60,7 @@ def unspecial(config: Config) -> dict:
     """The same, back."""
     rows = config.max_length + config.position_offset
     own = {"model_type": "roberta", "pad_token_id": config.position_offset - 1}
-    return bert.FORMAT.unspecial(config) | own | {"max_position_embeddings": rows}
+    return bert.unspecial(config) | own | {"max_position_embeddings": rows}
 
 
 def batch(about: dict, theirs: dict) -> dict:

@@ -172,8 +172,13 @@ def unspecial(config: Config) -> dict:
     """The same, back."""
     plain = {gated: ours for ours, gated in THEIR_GATED.items()}
     gated = config.activation in plain
+    # Of both forms of GELU theirs takes "gelu", where it is gated, for that with tanh.
     back = {ours: name for name, ours in reversed(hf.ACTIVATIONS.items())}
-    name = back[plain.get(config.activation, config.activation)]
+    back |= {"gelu": "gelu_python"} if gated else {}
+    if (kind := plain.get(config.activation, config.activation)) not in back:
+        choices = ", ".join((*back, *plain))
+        raise ValueError(f"model.activation = '{kind}': Hugging Face's T5 has {choices}")
+    name = back[kind]
     return {
         "model_type": "t5",
         "d_kv": layers.key_width(config),
@@ -184,7 +189,6 @@ def unspecial(config: Config) -> dict:
         "num_decoder_layers": config.decoder_depth or config.depth,
         "tie_word_embeddings": config.scale_output,  # what they take it for
         "scale_decoder_outputs": config.scale_output,
-        "pad_token_id": 0,
         "num_labels": config.classes,
     }
 
@@ -239,6 +243,7 @@ FORMAT = hf.Format(
     ignored=r"embed_tokens\.weight$|^lm_head\.weight$|EncDecAttention\.relative_attention_bias\.",
     special=special,
     unspecial=unspecial,
+    unread=lambda config: set() if config.head == "lm" else {"tie", "scale_output"},
     aliases={  # in this order: the encoder's copy may be the decoder's
         f"{top}{name}.weight": f"{top}{copy}.weight"
         for top in ("", "transformer.")

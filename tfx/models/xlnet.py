@@ -177,6 +177,14 @@ def unspecial(config: Config) -> dict:
     }
 
 
+def unread(config: Config) -> set[str]:
+    """Fields that the head of a config makes nothing of."""
+    summary = {"summary", "summary_dense", "head_activation"}
+    found = set() if config.head in ("classify", "choice") else summary
+    found |= set() if config.head == "beam" else {"start_top", "end_top"}
+    return found | (set() if config.head == "lm" else {"tied"})
+
+
 def to_batch(about: dict, theirs: dict) -> dict:
     """Our batch, from the arguments of their model."""
     batch = hf.one_text(theirs)
@@ -257,6 +265,7 @@ FORMAT = hf.Format(
     ignored=r"lm_loss\.weight$",
     special=special,
     unspecial=unspecial,
+    unread=unread,
     batch=to_batch,
     outputs=to_outputs,
 )
