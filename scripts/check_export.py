@@ -77,9 +77,8 @@ def texts(model) -> dict[str, np.ndarray]:
         del found["attention_mask"]  # XLNet's "uni" takes none of several rows
     if "choice" in head and "gpt" in type(model).__name__.lower():
         found = dict(input_ids=ids, mc_token_ids=np.full(shape[:2], 6))
-    if hasattr(model, "decode") and head not in ("encoder", "classify", "tokens", "span"):
-        if hasattr(model.config, "decoder_depth"):
-            found["decoder_input_ids"] = random.integers(4, 28, (2, 5))
+    if "target_in" in model.INPUTS:
+        found["decoder_input_ids"] = random.integers(4, 28, (2, 5))
     return found
 
 

@@ -29,7 +29,7 @@ import numpy as np
 from interleave import serve
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tfx.lab import ctranslate  # noqa: E402  # which asks for numpy alone
+from tfx.lab import ctranslate  # which asks for numpy alone
 
 PAD, EOS, BOS = 0, 1, 3
 

@@ -19,22 +19,13 @@ LAYERS = [
     ["nn", "decode", "choose", "sharding", "metrics", "bucket", "data"],
     ["models", "objectives"],
     [
-        *(
-            "config",
-            "schema",
-            "workdir",
-            "assemble",
-            "adopt",
-            "scores",
-            "checkpoint",
-            "pretrained",
-            "state",
-        ),
+        *("config", "schema", "cli", "workdir", "assemble", "adopt", "scores"),
+        *("checkpoint", "pretrained", "state"),
         *("optim", "hosts", "flops"),
     ],
-    ["train", "validate", "evaluate", "translate"],
+    ["train", "validate", "evaluate", "translate", "generate"],
     ["lab"],
-    ["main", "cli", ""],
+    ["main", ""],
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 LONG_FUNCTIONS = {"tfx.train._loop": 100, "tfx.decode.beam_search": 100}

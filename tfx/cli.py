@@ -7,17 +7,28 @@ input becomes one line, `error: ...`, and exit code 2.
 """
 
 import inspect
+import keyword
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 from absl import flags
 
 import tfx
 from tfx import config as configs
+
+# Annotations of a flag: its type, what stands for its value in the help, the help.
+Spec = Annotated[str, "FILE[:ARG]", "a config file, or a built-in one by its name"]
+Workdir = Annotated[str, "DIR", "the run's directory, or gs://BUCKET/NAME"]
+Step = Annotated[int, "N", "which checkpoint; 0: the best if some were validated, or the last"]
+Distributed = Annotated[str, "auto|on|off", "several processes: auto: where a cluster is detected"]
+Coordinator = Annotated[str, "HOST:PORT", "where process 0 listens; the same for all processes"]
+Processes = Annotated[int, "N", "how many processes; 0: as detected"]
+Process = Annotated[int, "I", "which one this is, from 0; -1: as detected"]
+Overrides = list[str]
 
 
 def run(verbs: Mapping[str, Callable], words: Sequence[str]) -> int:
@@ -65,7 +76,7 @@ def parse(verb: str, function: Callable, words: list[str]) -> dict[str, Any]:
     overrides = [word for word in words if re.match(r"--?(no)?config\.", word)]
     words = [word for word in words if word not in overrides]
     define = {str: flags.DEFINE_string, bool: flags.DEFINE_bool, int: flags.DEFINE_integer}
-    values, parameters = flags.FlagValues(), dict(inspect.signature(function).parameters)
+    values, parameters = flags.FlagValues(), _parameters(function)
     more = {"overrides": overrides, "command": command}
     more = {name: given for name, given in more.items() if parameters.pop(name, None)}
     if overrides and "overrides" not in more:
@@ -100,11 +111,19 @@ def parse(verb: str, function: Callable, words: list[str]) -> dict[str, Any]:
     for name, value in arguments.items():
         if value is None:
             raise ValueError(f"--{name} is missing; see tfx {verb} --help")
-    return arguments | more
+    # "from" is a word of Python's: its parameter has another name.
+    return {
+        name if not keyword.iskeyword(name) else f"{name}_": x for name, x in arguments.items()
+    } | more
+
+
+def _parameters(function: Callable) -> dict[str, inspect.Parameter]:
+    """Those of a function, by the name of their flag."""
+    return {name.rstrip("_"): p for name, p in inspect.signature(function).parameters.items()}
 
 
 def _help(verb: str, function: Callable) -> str:
-    parameters = dict(inspect.signature(function).parameters)
+    parameters = _parameters(function)
     more = {"overrides": "[--config.KEY=VALUE ...]", "command": "-- COMMAND ..."}
     ends = [text for name, text in more.items() if parameters.pop(name, None)]
     usage, rows = [f"usage: tfx {verb}"], []

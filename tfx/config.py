@@ -170,6 +170,14 @@ def of_hardware(config: ConfigDict, kind: str) -> list[str]:
     return []
 
 
+def configure(spec: str, overrides: list[str], kind: str = "") -> tuple[Config, dict[str, Any]]:
+    """A config file, with what it wants for a kind of device and the overrides, checked; and
+    what was overridden."""
+    chosen = load(spec)
+    changed = override(chosen, of_hardware(chosen, kind) + overrides)
+    return freeze(chosen), changed
+
+
 # --------------------------------------------------- from a dict to dataclasses
 
 

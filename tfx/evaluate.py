@@ -34,7 +34,13 @@ class Outcome(NamedTuple):
 
 
 def evaluate(
-    directory: str | Path, split: str = "test", step=None, average: int = 0, say=print, **settings
+    directory: str | Path,
+    split: str = "test",
+    step: int | None = None,
+    average: int = 0,
+    config: Config | None = None,
+    say=print,
+    **settings,
 ) -> list[dict]:
     """Answer a split, score it, append the rows to the workdir's scores.jsonl.
 
@@ -43,15 +49,17 @@ def evaluate(
 
     Args:
       average: use the mean of the last so many checkpoints.
+      config: instead of the run's own, where data or search are to be others.
       settings: fields of `tfx.schema.Decode` to change.
     """
     began, directory = time.time(), hosts.in_turn(lambda: bucket.local(directory))
-    config = workdir.read_config(directory)
+    trained = workdir.read_config(directory)
+    config = config or trained
     how = dataclasses.replace(config.decode, **settings)
-    values = dataclasses.asdict(how) | dict(tfx=tfx.__version__, config=fingerprint(config))
+    values = dataclasses.asdict(how) | dict(tfx=tfx.__version__, config=fingerprint(trained))
     values |= dict(split=split, step=step, average=average)
     hosts.agree(values, "start all of them with the same words, on one workdir that they share")
-    run = translate.load(directory, step, average)
+    run = dataclasses.replace(translate.load(directory, step, average), config=config)
     name = objectives.name_of(config.objective)
     asked = Asked(run, split, how, directory)
     found = TASKS.get(name, TASKS[assemble.objective(config).ROWS])(asked)
@@ -64,7 +72,7 @@ def evaluate(
         "references": hashlib.sha256("\n".join(found.references).encode()).hexdigest()[:16],
         "objective": name,
         "decode": dataclasses.asdict(how),
-        "config": fingerprint(config),
+        "config": fingerprint(trained),
         "version": tfx.__version__,
         "revision": workdir.revision(),
         "seconds": round(time.time() - began, 1),

@@ -8,7 +8,6 @@ import ast
 import contextlib
 import dataclasses
 import math
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,18 +17,14 @@ from typing import Annotated, Any, TextIO, get_args
 from tfx import cli, schema
 from tfx import config as configs
 from tfx.bucket import place
+from tfx.cli import Coordinator, Distributed, Overrides, Process, Processes, Spec, Step, Workdir
 from tfx.data import text
+from tfx.lab import verbs as lab
 from tfx.workdir import check, find, progress, read_config, read_overrides
 
-# Annotations of a flag: its type, what stands for its value in the help, the help.
-Spec = Annotated[str, "FILE[:ARG]", "a config file, or a built-in one by its name"]
-Workdir = Annotated[str, "DIR", "the run's directory, or gs://BUCKET/NAME"]
-Step = Annotated[int, "N", "which checkpoint; 0: the best if some were validated, or the last"]
-Distributed = Annotated[str, "auto|on|off", "several processes: auto: where a cluster is detected"]
-Coordinator = Annotated[str, "HOST:PORT", "where process 0 listens; the same for all processes"]
-Processes = Annotated[int, "N", "how many processes; 0: as detected"]
-Process = Annotated[int, "I", "which one this is, from 0; -1: as detected"]
-Overrides = list[str]
+# What may be another for an evaluation than it was in training.
+ANSWERING = ("decode.", "data.", "eval.", "batch.tokens", "objective.n_best", "objective.longest")
+ANSWERING += ("objective.threshold", "objective.stride", "objective.no_answer")
 
 
 def train(
@@ -58,7 +53,7 @@ def train(
         raise ValueError("--workdir=DIR is missing: where the run shall live")
     if profile and dry_run:
         raise ValueError(f"--profile={profile}: --dry_run takes no step; leave one of them out")
-    chosen, _ = _configure(config, overrides)  # what is wrong with it is wrong on any device
+    chosen, _ = configs.configure(config, overrides)  # what is wrong with it is wrong on any device
     if workdir and not chosen.hardware:
         check(workdir, chosen)
     traced = _traced(profile, chosen, progress(workdir)[0]) if profile else ()
@@ -70,7 +65,7 @@ def train(
     hosts.keep_memory()
     hosts.keep_compiled()
     hosts.join(distributed, coordinator, num_processes, process_id)
-    chosen, changed = _configure(config, overrides, jax.local_devices()[0].device_kind)
+    chosen, changed = configs.configure(config, overrides, jax.local_devices()[0].device_kind)
     command = ["tfx", "train", f"--config={config}", f"--workdir={workdir}", *overrides]
     try:
         if dry_run:
@@ -101,20 +96,20 @@ def evaluate(
     """Answer a split, score the answers as their task wants it, and add rows to scores.jsonl.
 
     BLEU, chrF and TER of translations, ROUGE of summaries, accuracy of classes, exact match and F1
-    of answers, perplexity of language models. How texts are searched for may change:
-    --config.decode.KEY=VALUE.
+    of answers, perplexity of language models. What is read and how texts are searched for may
+    change: --config.data.KEY=VALUE, --config.decode.KEY=VALUE.
 
       tfx eval --workdir=runs/quickstart
       tfx eval --workdir=runs/m30k --split=valid --average=10 --config.decode.beam=5
     """
-    how = _decode(workdir, overrides)
+    chosen = _changed(workdir, overrides, ANSWERING)
     from tfx import evaluate as evaluation
     from tfx import hosts
 
     hosts.keep_memory()
     hosts.keep_compiled()
     hosts.join(distributed, coordinator, num_processes, process_id)
-    evaluation.evaluate(workdir, split, step or None, average, **dataclasses.asdict(how))
+    evaluation.evaluate(workdir, split, step or None, average, config=chosen)
 
 
 def translate(
@@ -140,7 +135,7 @@ def translate(
     overrides = ["--config.decode.method=sample"] * sample + overrides
     overrides = [f"--config.decode.beam={beam}"] * bool(beam) + overrides
     workdirs = workdir.split(",")
-    how = _decode(workdirs[0], overrides)
+    how = _changed(workdirs[0], overrides, ("decode.",)).decode
     most = 1 if how.method == "greedy" else how.beam
     if not 1 <= nbest <= most:
         raise ValueError(f"--nbest={nbest}: want 1 to {most}, the width of the search; see --beam")
@@ -163,6 +158,44 @@ def translate(
                     sentence = sentence.replace("\n", " ")  # a model of bytes can write any
                     out.write(f"{value:.4f}\t{sentence}\n" if scores else f"{sentence}\n")
             out.flush()
+
+
+def generate(
+    workdir: Workdir,
+    prompt: Annotated[str, "TEXT", "what to continue; \\n ends a line"] = "",
+    input: Annotated[str, "FILE", "prompts, a line each, instead"] = "",
+    tokens: Annotated[int, "N", "of a continuation, at most"] = 200,
+    seed: Annotated[int, "N", "of what is drawn"] = 0,
+    step: Step = 0,
+    *,
+    overrides: Overrides,
+) -> None:
+    """Continue a text with a causal language model; by default drawn at random.
+
+    As many continuations as decode.beam says, 1 unless set here.
+
+      tfx generate --workdir=runs/shakespeare --prompt="ROMEO:" --tokens=300
+      tfx generate --workdir=runs/gpt --prompt="The" --config.decode.temperature=0.8
+      tfx generate --workdir=runs/gpt --input=prompts.txt --config.decode.method=beam
+    """
+    if prompt and input:
+        raise ValueError("want one of --prompt=TEXT and --input=FILE")
+    if tokens < 1:
+        raise ValueError(f"--tokens={tokens}: want 1 or more")
+    given = ["--config.decode.method=sample", "--config.decode.beam=1", *overrides]
+    how = _changed(workdir, given, ("decode.",)).decode
+    prompts = list(text.lines(input)) if input else [prompt.replace("\\n", "\n")]
+    from tfx import generate as generation
+    from tfx import hosts
+    from tfx import translate as translation
+
+    hosts.keep_memory()
+    hosts.keep_compiled()
+    run = translation.load(workdir, step or None)
+    settings = dataclasses.asdict(how)
+    for found in generation.continue_texts(run, prompts, tokens, seed, **settings):
+        for hypothesis in found:
+            print(hypothesis.text)
 
 
 def score(
@@ -234,99 +267,18 @@ def config(
     if workdir and overrides:
         raise ValueError(f"{overrides[0]}: the config of a run is only shown; give --config=FILE")
     if config:
-        chosen, changed = _configure(config, overrides)
+        chosen, changed = configs.configure(config, overrides)
     else:
         chosen, changed = read_config(workdir), read_overrides(workdir)
     flat = configs.flatten(configs.to_dict(chosen))
     if diff:
-        other = read_config(diff) if place(diff).is_dir() else _configure(diff, [])[0]
+        other = read_config(diff) if place(diff).is_dir() else configs.configure(diff, [])[0]
         for key, left, right in configs.diff(flat, configs.flatten(configs.to_dict(other))):
             print(f"{key}: {_value(left)} -> {_value(right)}")
         return
     print(f"# {config or workdir}, hash {configs.fingerprint(chosen)}")
     for key, value in flat.items():
         print(f"{'*' if key in changed else ' '} {key} = {_value(value)}")
-
-
-def plan(
-    config: Spec,
-    topology: Annotated[str, "CHIP:SHAPE", "v5e:4x4, v5p:4x4x4, ...; cpu: the devices here"],
-    decode: Annotated[bool, "", "plan the search of tfx translate, not the training step"] = False,
-    shape: Annotated[str, "ROWS,SOURCE,TARGET", "of a batch"] = "",
-    sweep_mesh: Annotated[bool, "", "try every mesh that divides the model, rank those"] = False,
-    json: Annotated[bool, "", "print JSON"] = False,
-    *,
-    overrides: Overrides,
-) -> None:
-    """Compile a config for a pod that is not there: does it fit, what would hold it up?
-
-    It needs no TPU and no data, only libtpu: pip install "tfx-research[tpu]".
-
-      tfx plan --config=wmt14_en_de:big --topology=v5e:4x4 --config.model.scan
-      tfx plan --config=wmt14_en_de:big --topology=v5p:4x4x4 --sweep_mesh
-      tfx plan --config=quickstart --topology=cpu --decode
-    """
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    _configure(config, overrides)  # what is wrong with it is wrong everywhere
-    from tfx.lab import plan as planning
-
-    kind = planning.devices(topology)[0].device_kind
-    chosen, _ = _configure(config, overrides, kind)
-    wanted = re.fullmatch(r"(\d+),(\d+),(\d+)", shape) if shape else None
-    if shape and not wanted:
-        raise ValueError(f"--shape={shape}: want ROWS,SOURCE,TARGET, such as 64,128,128")
-    how = dict(decode=decode, shape=tuple(map(int, wanted.groups())) if wanted else None)
-    if sweep_mesh:
-        say = lambda line: print(line, file=sys.stderr)
-        plans = planning.sweep_mesh(chosen, topology, **how, say=say)
-        told = [planning.to_json(each) for each in plans]
-        print(f"[{', '.join(told)}]" if json else planning.table(plans))
-    else:
-        found = planning.plan(chosen, topology, **how)
-        print(planning.to_json(found) if json else planning.show(found))
-
-
-def parity(
-    folder: Annotated[str, "DIR", "a reference folder: config.json, model.safetensors, io.npz"],
-    float64: Annotated[bool, "", "compute in float64"] = False,
-) -> int:
-    """Compare a model with what the reference implementation computed, output by output.
-
-    Prints the largest difference of each against max(1, the largest of the reference); the exit
-    code is 1 where one is above 1e-5, or an id that was generated differs.
-
-      tfx parity tests/fixtures/hf/bert/BertForPreTraining
-    """
-    from tfx.lab import parity as comparing
-
-    return comparing.compare(folder, float64)
-
-
-def launch(
-    where: Annotated[str, "PLACE", "here, slurm, tpu, queued or gke"] = "here",
-    name: Annotated[str, "NAME", "of the job; by default the last part of its workdir"] = "",
-    processes: Annotated[int, "N", "how many processes; on Slurm, nodes"] = 1,
-    topology: Annotated[str, "CHIP:SHAPE", "of a TPU slice, such as v5e:4x4"] = "",
-    project: Annotated[str, "NAME", "of Google Cloud"] = "",
-    zone: Annotated[str, "NAME", "of Google Cloud, such as us-west4-a"] = "",
-    cluster: Annotated[str, "NAME", "of GKE"] = "",
-    options: Annotated[str, "FLAGS", "more flags of sbatch, gcloud or xpk"] = "",
-    dry_run: Annotated[bool, "", "print the commands, run nothing"] = False,
-    *,
-    command: list[str],
-) -> int:
-    """Start a command somewhere else: in several processes, on Slurm, on a TPU pod.
-
-    It prints the commands that do so. What runs elsewhere is the commit of this checkout.
-
-      tfx launch --processes=2 -- tfx train --config=quickstart --workdir=runs/two
-      tfx launch --where=slurm --processes=4 --options=--partition=gpu -- tfx train ...
-      tfx launch --where=queued --topology=v5e:4x4 --options=--spot -- tfx train ...
-    """
-    from tfx.lab import launch as launching
-
-    job = launching.Job(command, name, {}, processes, topology, project, zone, cluster, options)
-    return launching.launch(job, where, dry_run)
 
 
 def list_(workdir: Annotated[str, "DIR", "list the runs in this directory instead"] = "") -> None:
@@ -369,12 +321,15 @@ VERBS = {
     "train": train,
     "eval": evaluate,
     "translate": translate,
+    "generate": generate,
     "score": score,
     "average": average,
     "config": config,
-    "plan": plan,
-    "parity": parity,
-    "launch": launch,
+    "import": lab.import_,
+    "export": lab.export,
+    "plan": lab.plan,
+    "parity": lab.parity,
+    "launch": lab.launch,
     "list": list_,
 }
 
@@ -382,16 +337,6 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `tfx VERB ...`; returns the exit code."""
     return cli.run(VERBS, sys.argv[1:] if argv is None else argv)
-
-
-def _configure(
-    spec: str, overrides: list[str], kind: str = ""
-) -> tuple[schema.Config, dict[str, Any]]:
-    """A config file, with what it wants for a kind of device and the overrides, checked; and
-    what was overridden."""
-    chosen = configs.load(spec)
-    changed = configs.override(chosen, configs.of_hardware(chosen, kind) + overrides)
-    return configs.freeze(chosen), changed
 
 
 def _traced(profile: str, config: schema.Config, done: int) -> tuple[int, int]:
@@ -417,13 +362,14 @@ def _traced(profile: str, config: schema.Config, done: int) -> tuple[int, int]:
     return done + first, done + last
 
 
-def _decode(workdir: str, overrides: list[str]) -> schema.Decode:
-    """How the run in a workdir searches, with overrides of just that."""
+def _changed(workdir: str, overrides: list[str], free: tuple[str, ...]) -> schema.Config:
+    """The config of the run in a workdir, with overrides of what is `free` to change."""
     chosen = configs.thaw(read_config(workdir))
     for key in configs.override(chosen, overrides):
-        if not key.startswith("decode."):
-            raise ValueError(f"{key}: is fixed once a run is trained; only decode.* may change")
-    return configs.freeze(chosen).decode
+        if not key.startswith(free):
+            only = ", ".join(f"{each}*" if each.endswith(".") else each for each in free)
+            raise ValueError(f"{key}: is fixed once a run is trained; only {only} may change")
+    return configs.freeze(chosen)
 
 
 @contextlib.contextmanager

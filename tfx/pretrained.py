@@ -123,25 +123,43 @@ def to_tensors(model: nn.Module, params, about: dict) -> tuple[dict[str, Any], d
         boxed = models.shapes(models.build(config))
     home = models.family(config)
     format = home.FORMAT
-    own = format.from_config(config)
-    kind, head = about.get("model_type"), format.head_of(config)
-    kind = kind if TYPES.get(kind, "")[:1] == TYPES[own["model_type"]][:1] else own["model_type"]
-    if lacking := [name for name in MUST_SAY.get(kind, ()) if about.get(name) is None]:
-        raise ValueError(f"{' and '.join(lacking)} must be said: give the tokenizer's ids")
-    names = about.pop("id2label", {})
-    named = {"id2label": names, "label2id": {name: int(n) for n, name in names.items()}}
-    labels = {"num_labels": own["num_labels"]} if "num_labels" in own else {}
-    said = {"architectures": [TYPES[kind][1] + head], "dtype": "float32"} | about | own
-    said |= {"model_type": kind}
-    if len(names) == labels.get("num_labels"):
-        del said["num_labels"]
-        said |= named
+    own, head = format.from_config(config), format.head_of(config)
+    kind, sister = own["model_type"], about.get("model_type")
+    kind = sister if sister in TYPES and TYPES[sister][0] == TYPES[kind][0] else kind
+    said = _said(kind, head, about, own)
     tensors = hf.to_tensors(format, config, boxed, params, head != "Model")
     back = format.to_config(home.Config, said, format.clean(tensors), head)
     ours, theirs = format.meaning(config), format.meaning(back)
     if differ := [f"model.{k} = {x!r}" for k, x in ours.items() if x != theirs[k]]:
         raise ValueError(f"{TYPES[kind][1]} there has no {', '.join(differ)}")
+    if strange := [name for name in tensors if "/" in name]:
+        raise ValueError(f"{TYPES[kind][1]} there has no {', '.join(strange)}")
     return said, tensors
+
+
+def _said(kind: str, head: str, about: dict, own: dict) -> dict[str, Any]:
+    """All of config.json; where the model says something else than what is beside it, it is right,
+    but for the id of padding, which the tokenizer's texts have in them."""
+    must = MUST_SAY.get(kind, ())
+    if lacking := [name for name in must if about.get(name) is None]:
+        raise ValueError(f"{' and '.join(lacking)} must be said: give the ids of the tokenizer")
+    pad = about.get("pad_token_id")
+    if pad is not None and own.get("pad_token_id", pad) != pad:
+        first, wanted = own["pad_token_id"] + 1, own["pad_token_id"]
+        raise ValueError(
+            f"model.position_offset = {first} is for a tokenizer whose padding is {wanted}, this "
+            f"one's is {pad}; set {pad + 1} and train on"
+        )
+    names = about.get("id2label") or {}
+    if len(names) == own.get("num_labels"):
+        own = {key: x for key, x in own.items() if key != "num_labels"}
+        about = about | {"label2id": {name: int(n) for n, name in names.items()}}
+    else:
+        about = {key: x for key, x in about.items() if key not in ("id2label", "label2id")}
+    # Theirs would end every text that is cut off with an id of their own.
+    free = {"forced_eos_token_id": None} if must else {}
+    said = {"architectures": [TYPES[kind][1] + head], "dtype": "float32"} | free
+    return said | about | own | {"model_type": kind}
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

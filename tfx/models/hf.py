@@ -165,7 +165,8 @@ class Format:
         mean the same, so do their models."""
         c, said = config, dataclasses.asdict(config)
         said |= {"key_width": layers.key_width(c), "value_width": layers.value_width(c)}
-        said["final_norm"] = c.final_norm == "on" or (c.final_norm == "auto" and c.norm == "pre")
+        auto = "on" if c.norm == "pre" else "off"
+        said["final_norm"] = auto if c.final_norm == "auto" else c.final_norm
         said |= {f"decoder_{k}": said[f"decoder_{k}"] or said[k]
                  for k in ("depth", "heads", "mlp") if f"decoder_{k}" in said}  # fmt: skip
         if "source_vocab" in said:
@@ -202,21 +203,16 @@ class Piece(NamedTuple):
 
 
 def pieces(format: Format, config, boxed) -> Iterator[Piece]:
-    """All parameters of a model, from their shapes with axis letters.
-
-    Raises:
-      ValueError: a parameter that the table does not name.
-    """
+    """All parameters of a model, from their shapes with axis letters."""
     table = format.names(config)
     is_box = lambda x: isinstance(x, nn.Partitioned)
     for keys, box in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_box):
         path = tuple(key.key for key in keys)
         whole, parent = "/".join(path), "/".join(path[:-1])
-        at = table.get(whole, table.get(parent))
-        if at is None:
-            raise ValueError(f"parameter {whole}: Hugging Face's files have no such one")
+        # What theirs have no name for has its path, with slashes.
+        at = table.get(whole, table.get(parent, whole))
         at = at if isinstance(at, At) else At(at)
-        if whole not in table:
+        if whole not in table and parent in table:
             at = at._replace(name=f"{at.name}.{LEAVES[path[-1]]}")
         letters, shape = "".join(box.names), box.unbox().shape
         layered = "{n}" in at.name

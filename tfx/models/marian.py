@@ -53,6 +53,7 @@ def of_transformer(config: transformer.Config, boxed, params) -> tuple[Config, d
     order = np.r_[0 : c.width : 2, 1 : c.width : 2]
 
     def turned(box, x):
+        x = np.asarray(x)
         for axis in (n for n, letter in enumerate(box.names) if letter == "D"):
             x = np.take(x, order, axis)
         return x
