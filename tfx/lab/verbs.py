@@ -120,9 +120,9 @@ def export(
     hf: a folder that transformers loads, and tfx import. ctranslate2: of models that translate.
     jax: a program of jax.export, with its parameters, that needs JAX alone.
 
-    tfx export --workdir=runs/bert --to=models/bert
-    tfx export --workdir=runs/m30k --to=models/m30k-ct2 --format=ctranslate2
-    tfx export --workdir=runs/m30k --to=models/m30k-jax --format=jax --shape=8,64
+      tfx export --workdir=runs/bert --to=models/bert
+      tfx export --workdir=runs/m30k --to=models/m30k-ct2 --format=ctranslate2
+      tfx export --workdir=runs/m30k --to=models/m30k-jax --format=jax --shape=8,64
     """
     sides = re.fullmatch(r"([1-9]\d*),([1-9]\d*)", shape)
     if not sides:
