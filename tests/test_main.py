@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -152,6 +153,7 @@ def test_a_wrong_override_is_one_line_before_a_workdir_is_made(
 
 
 def test_a_workdir_of_another_run_is_refused_with_the_difference(capsys, run):
+    Path(run, "tokenizer.json").write_text("{}")
     text = error(capsys, "train", TINY, f"--workdir={run}")
     assert "holds another run" in text and "model.width was 512, is 16" in text
 

@@ -56,6 +56,8 @@ def test_a_run_goes_on_with_what_may_change(tmp_path):
 
 def test_another_run_is_refused_with_the_difference_and_changes_nothing(tmp_path):
     workdir.prepare(tmp_path, config())
+    workdir.check(tmp_path, config(seed=3))  # nothing was learned there yet
+    (tmp_path / "tokenizer.json").write_text("{}")
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     for attempt in (workdir.check, workdir.prepare):
         with pytest.raises(ValueError) as raised:
@@ -68,6 +70,7 @@ def test_another_run_is_refused_with_the_difference_and_changes_nothing(tmp_path
 
 def test_a_long_difference_is_cut(tmp_path):
     workdir.prepare(tmp_path, config())
+    (tmp_path / "tokenizer.json").write_text("{}")
     changes = {f"model__{key}": 64 for key in ("width", "depth", "heads", "mlp")}
     other = config(seed=1, optim__lr=2.0, batch__tokens=7, **changes)
     with pytest.raises(ValueError, match="and 2 more"):

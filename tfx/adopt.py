@@ -27,7 +27,9 @@ def load(place: str, mesh, dtype: str = "float32") -> tuple[nn.Module, dict[str,
             return model, saved.weights(like, saved.choose()[0])
     found = pretrained.read(place, dtype)
     placed = sharding.of_parameters(models.shapes(found.model), mesh)
-    return found.model, jax.tree.map(jax.device_put, found.params, placed)
+    # Every process reads the folder; each puts down what lies on its own devices.
+    put = lambda x, at: jax.make_array_from_callback(x.shape, at, lambda part: x[part])
+    return found.model, jax.tree.map(put, found.params, placed)
 
 
 def parameters(config: Config, model: nn.Module, mesh, say) -> dict[str, Any]:
@@ -58,6 +60,10 @@ def parameters(config: Config, model: nn.Module, mesh, say) -> dict[str, Any]:
         else:
             there = "nothing" if x is None else x.shape
             wrong.append(f"{path}: there {there}, here {like.shape}")
+    if wrong and (one := _family(other.config)) != (two := _family(model.config)):
+        raise ValueError(
+            f"init_from = {config.init_from} holds a {one}, model.name is {two}; start from a {two}"
+        )
     if wrong:
         more = f"; and {len(wrong) - 6} more" if len(wrong) > 6 else ""
         raise ValueError(
@@ -70,6 +76,10 @@ def parameters(config: Config, model: nn.Module, mesh, say) -> dict[str, Any]:
         + f"; layers {', '.join(map(str, chosen or ()))}" * bool(chosen)
     )
     return taken
+
+
+def _family(config) -> str:
+    return models.family(config).__name__.rpartition(".")[2]
 
 
 def _by_path(tree) -> dict[str, Any]:

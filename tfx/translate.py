@@ -72,6 +72,7 @@ class Run:
         Raises:
           ValueError: a line is longer than the model has positions for.
         """
+        self._check()
         how, lines, done = how or self.config.decode, iter(lines), 0
         while chunk := list(itertools.islice(lines, CHUNK)):
             yield from self._search_chunk(chunk, how, seed, done)
@@ -94,6 +95,7 @@ class Run:
 
     def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[float]:
         """Log-probability, in nats, of each target given its source, EOS included."""
+        self._check()
         pairs = list(zip(self._encode(sources), self._encode(targets, target=True), strict=True))
         scores = [0.0] * len(pairs)
         with jax.set_mesh(self.mesh):
@@ -129,6 +131,13 @@ class Run:
             "decoder": weights("decoder", "self_attention"),
             "cross": weights("decoder", "cross_attention"),
         }
+
+    def _check(self) -> None:
+        if "source" not in self.model.INPUTS:
+            raise ValueError(
+                "this run writes no text of another; tfx eval scores it, and tfx generate goes on "
+                "with a text where it is a causal language model"
+            )
 
     def _encode(self, lines, first: int = 0, target: bool = False) -> list[list[int]]:
         prefix = "" if target else getattr(self.config.objective, "prefix", "")

@@ -62,7 +62,8 @@ def prepare(
 def check(directory: str | os.PathLike, config: Config) -> None:
     """Raises what `prepare` would raise; nothing is written."""
     path = bucket.home(directory)
-    if not (path / "config.json").exists():
+    # A start that ended before it had a tokenizer has left nothing to go on from.
+    if not all((path / name).exists() for name in ("config.json", "tokenizer.json")):
         return
     old, new = configs.decides(read_config(path)), configs.decides(config)
     if differ := configs.diff(old, new):

@@ -4,9 +4,10 @@ An objective makes `Examples` of what is `Given` to it; data/pipeline.py batches
 no objective. Text comes as pairs (data/cache.py), as streams that are cut into blocks, or as rows.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +47,7 @@ class Draw(NamedTuple):
     """When examples are made: all that chance may depend on.
 
     Attributes:
-      epoch, step: 0 in evaluation.
+      epoch: 0 in evaluation.
       rows: [n], the row of the batch that each example is in.
       length: of a row.
     """
@@ -268,10 +269,8 @@ def texts(
                     "positions), or set data.truncate"
                 )
             if not (c.train and (is_empty or (is_long and not c.truncate))):
-                try:
+                with row(number):
                     kept.append((first, second, value(each)))
-                except ValueError as error:
-                    raise ValueError(f"row {number:,}: {error}") from None
         names = ("first", "second", "value")
         found = zip(*kept, strict=True) if kept else ((), (), ())
         return dict(zip(names, map(list, found), strict=True)), empty, long
@@ -282,6 +281,15 @@ def texts(
     rows = encode_rows(c.corpora, c.folder, recipe, dtypes, encode, c.progress, limit)
     first, second = (rows.columns[name].lengths for name in ("first", "second"))
     return rows, first + second + np.where(second > 0, around[True], around[False])
+
+
+@contextlib.contextmanager
+def row(number: int) -> Iterator[None]:
+    """What is wrong inside of it is wrong with that row."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"row {number:,}: {error}") from None
 
 
 def cut(first: Sequence, second: Sequence, room: int) -> tuple[Sequence, Sequence]:

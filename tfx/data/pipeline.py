@@ -75,7 +75,7 @@ class Batches:
         longer = np.maximum.reduce(lengths)
         growth = 1.0  # of lengths, by subword sampling
         if not train:
-            self._buckets = _evaluation(longer, shapes, rows)
+            self._buckets = _evaluation(longer, shapes, rows, max_length)
         elif (longest := np.max(longer)) > max_length:
             raise ValueError(f"a side of {longest} tokens is above data.max_length={max_length}")
         else:
@@ -184,9 +184,11 @@ def prefetch(fn: Callable[[int], object], start: int, depth: int = 2) -> Iterato
         pool.shutdown(cancel_futures=True)
 
 
-def _evaluation(lengths, shapes, rows) -> list[plan.Bucket]:
+def _evaluation(lengths, shapes, rows, max_length) -> list[plan.Bucket]:
     if isinstance(shapes, int):
-        sizes = plan.best_sizes(plan.round_up(lengths, GRAIN), rows, shapes)
+        rounded = plan.round_up(lengths, GRAIN)
+        rounded = np.where(lengths > max_length, rounded, np.minimum(rounded, max_length))
+        sizes = plan.best_sizes(rounded, rows, shapes)
     else:
         sizes = sorted({size[:2] for size in shapes}, key=lambda size: size[1])
         if (longest := int(lengths.max())) > sizes[-1][1]:

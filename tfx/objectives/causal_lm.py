@@ -165,6 +165,11 @@ def with_task(task, coefficient: float = 0.5):
 
     def loss(apply, params, batch, rngs, train, **settings):
         outputs = apply(params, batch, rngs=rngs, train=train)
+        if "lm" not in outputs:
+            raise ValueError(
+                f"objective.language = {coefficient}: the model has no language model beside its "
+                "head; set it to 0, or model.name to gpt or gpt2"
+            )
         rest = (params, batch, rngs, train)
         total, weight, sums = task(lambda *_, **__: outputs, *rest, **settings)
         # The choices of a multiple choice are texts like any other.

@@ -1,6 +1,7 @@
 """Classification: which of a few classes a text, or a pair of texts, is of."""
 
 import operator
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -43,14 +44,16 @@ def examples(config: Config, given: data.Given) -> data.Examples:
 
 def number_of(label, names: list[str], classes: int) -> int:
     """The class of a label as the data has it: a name, or a number. Raises ValueError."""
-    if not names and isinstance(label, str) and label.lstrip("-").isdigit():
+    if label in names:
+        return names.index(label)
+    if isinstance(label, str) and re.fullmatch("-?[0-9]+", label):
         label = int(label)
-    if names and label not in names:
+    if names and isinstance(label, str):
         raise ValueError(
             f'label "{label}" is none of objective.labels = "{",".join(names)}"; correct the row '
             "or the list"
         )
-    return int(names.index(label) if names else class_index(label, classes))
+    return int(class_index(label, classes))
 
 
 def class_index(label, classes: int) -> np.int32:

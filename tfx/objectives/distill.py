@@ -94,7 +94,7 @@ def loss(
     rngs,
     train,
     *,
-    teacher: Callable[[dict], dict],
+    teacher: Callable[[dict], dict] | None = None,
     temperature: float = 2.0,
     soft: float = 5.0,
     hard: float = 2.0,
@@ -104,7 +104,8 @@ def loss(
     """The three losses of `targets` and `weights` [B, T], weighted and added up.
 
     Args:
-      teacher: batch -> what its model returns, `logits` and `states`; no gradient enters it.
+      teacher: batch -> what its model returns, `logits` and `states`; no gradient enters it. None:
+        the loss is that of the masked tokens alone (evaluation).
       soft, hard, cosine: of the divergence, of the masked tokens, of the cosine. States are
         compared only where theirs is above 0, and must then be as wide as the teacher's.
       masked_only: take the divergence over the masked tokens, not over all.
@@ -113,21 +114,50 @@ def loss(
       A sum over tokens and their number, whose quotient is the sum of the means
       (`losses.sum_of_means`); and sums: `nll` and `masked`, of the masked tokens and their number,
       `divergence`, `cosine`.
+
+    Raises:
+      ValueError: the teacher's outputs are of another kind or size.
     """
     mine = apply(params, batch, rngs=rngs, train=train)
-    theirs = jax.lax.stop_gradient(teacher(batch))
     masked_BT, tokens_BT = batch["weights"], batch["mask"].astype(jnp.float32)
-    over_BT = masked_BT if masked_only else tokens_BT
     factors = mine["logits"].factors()
-    divergence = distillation(factors, theirs["logits"].factors(), over_BT, temperature)
     nll, _ = cross_entropy(*factors, batch["targets"], masked_BT)
-    alike = cosine_distance(mine["states"], theirs["states"], tokens_BT) if cosine else 0.0
     tokens, masked = tokens_BT.sum(), masked_BT.sum()
+    if teacher is None:
+        return nll, masked, {"nll": nll, "masked": masked}
+    theirs = jax.lax.stop_gradient(teacher(batch))
+    _check(mine, theirs, cosine)
+    over_BT = masked_BT if masked_only else tokens_BT
+    divergence = distillation(factors, theirs["logits"].factors(), over_BT, temperature)
+    alike = cosine_distance(mine["states"], theirs["states"], tokens_BT) if cosine else 0.0
     total, weight = sum_of_means(
         (cosine, alike, tokens), (soft, divergence, over_BT.sum()), (hard, nll, masked)
     )
     sums = {"nll": nll, "masked": masked, "divergence": divergence, "cosine": alike}
     return total, weight, sums
+
+
+def _check(mine: dict, theirs: dict, cosine: float) -> None:
+    if not hasattr(theirs.get("logits"), "factors"):
+        raise ValueError(
+            f"objective.teacher does not predict tokens, with its head; name one of {HEADS}"
+        )
+    rows, width = ([x[name].shape[-1] for x in (mine, theirs)] for name in ("logits", "states"))
+    if rows[0] != rows[1]:
+        raise ValueError(
+            f"the teacher knows {rows[1]:,} tokens, the model {rows[0]:,}; set model.vocab"
+        )
+    if cosine and width[0] != width[1]:
+        raise ValueError(
+            f"the teacher's states are {width[1]} wide, the model's {width[0]}; set model.width, "
+            "or objective.cosine = 0"
+        )
+
+
+def named(teacher: str) -> None:
+    """Raises a ValueError where no teacher is."""
+    if not teacher:
+        raise ValueError('objective.teacher = "": name a workdir, or a folder of Hugging Face')
 
 
 def student_layers(teacher: int, student: int) -> list[int]:
@@ -177,6 +207,7 @@ def student_parameters(student: dict, teacher: dict, layers: Sequence[int]) -> d
 
 def examples(config: Config, given: data.Given) -> data.Examples:
     """Blocks of text, rare tokens of them masked more often than frequent ones."""
+    named(config.teacher)
     v = given.vocabulary
     around, text = len(v.pair([])[0]), data.stream(given, False, v.special.get("sep"))
     weights = token_weights(np.bincount(text.flat, minlength=v.vocab_size), inputs.special(v))

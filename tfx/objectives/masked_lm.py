@@ -275,6 +275,11 @@ def examples(config: Config, given: data.Given) -> data.Examples:
     masks = dict(masked="P", targets="P", weights="P")
     more = dict(sizes=lambda length: {"P": most_masked(length, c.rate)})
     recipe = ["masked", c.recipe, c.rate, c.whole_words, c.static]
+    if c.pairs == "none" and c.copies > 1:
+        raise ValueError(
+            f"objective.copies = {c.copies}: copies are paired anew, and objective.pairs = none; "
+            "set them to 1"
+        )
     if c.pairs == "none":
         around = len(v.pair([])[0])
         make = lambda block, rng: make_example(rows.framed(v, block.ids), rng, **settings)
@@ -308,7 +313,9 @@ def examples(config: Config, given: data.Given) -> data.Examples:
 def paired(config: Config, given: data.Given) -> dict:
     """Pairs of stretches of the documents of all corpora, as `next_sentences` or `sentence_order`
     makes them: kept, and read again. A line is a sentence, a blank one ends a document."""
-    c, v, length = config, given.vocabulary, given.max_length
+    c, v = config, given.vocabulary
+    # Some families put more around two texts than the three of BERT.
+    length = given.max_length + 3 - len(v.pair([], [])[0])
     dtype, order = dtype_of(v), c.pairs == "order"
     encode = lambda lines: ({"ids": v.encode(lines)}, sum(not line.strip() for line in lines), 0)
     rest = [v.fingerprint, "sentences"]

@@ -49,7 +49,8 @@ def examples(config: Config, given: data.Given) -> data.Examples:
             found["text"].append(text)
             found["choices"].append([number for choice in ids for number in choice])
             found["cuts"].append([len(choice) for choice in ids])
-            found["label"].append([number_of(label, [], len(several))])
+            with data.row(count):
+                found["label"].append([number_of(label, [], len(several))])
         return found, 0, long
 
     dtypes = {"text": dtype_of(v), "choices": dtype_of(v), "cuts": np.int32, "label": np.int32}

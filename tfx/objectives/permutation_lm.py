@@ -183,8 +183,12 @@ def examples(config: Config, given: data.Given) -> data.Examples:
     settings = dict(special=inputs.special(v), starts=v.starts_word, predictions=predictions)
 
     def make(block, rng):
-        begin = block.start + reuse
-        sides = split(text.flat, text.bounds, begin, room, rng)[:2]
+        # Both segments are of one corpus.
+        corpus = np.searchsorted(text.stops, block.start, "right")
+        first, last = text.starts[corpus], text.stops[corpus]
+        lines = text.bounds[slice(*np.searchsorted(text.bounds, [first, last + 1]))] - first
+        begin = block.start - first + reuse
+        sides = split(text.flat[first:last], lines, begin, room, rng)[:2]
         sides = [side.astype(np.int32) for side in sides]
         return make_example(block.ids[:reuse], *sides, rng, **settings)
 

@@ -140,7 +140,21 @@ def examples(config: Config, given: data.Given) -> data.Examples:
     make = lambda block, rng: make_example(
         block.ids, rng, special=inputs.special(v), vocab=v.vocab_size, **settings
     )
-    step, _ = raw_length(given.max_length, *rates)
-    text = data.stream(given, config.whole, None)
+    step, target = raw_length(given.max_length, *rates)
+    if target > given.max_length:
+        raise ValueError(
+            f"objective.density = {config.density}: a row of data.max_length = {given.max_length} "
+            f"tokens has a target of {target}; lower it"
+        )
+    spans, text = counts(step, *rates)[1], data.stream(given, config.whole, None)
+    if spans > len(v.sentinels):
+        raise ValueError(
+            f"a row of data.max_length = {given.max_length} tokens has {spans} spans, the tokenizer "
+            f"{len(v.sentinels)} sentinels; lower that, or raise objective.mean_span"
+        )
+    if (largest := int(text.flat.max())) >= v.sentinels[spans - 1]:
+        raise ValueError(
+            f"the text spells {v.tokens([largest])[0]}, which stands for a span; take it out"
+        )
     axes = dict.fromkeys(("source", "target_in", "target_out"), "T")
     return data.blocks(given, text, step, make, axes, lengths=lengths, recipe=["spans", *rates])

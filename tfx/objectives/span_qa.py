@@ -270,9 +270,8 @@ def examples(config: Config, given: data.Given) -> data.Examples:
         windows = [opened.window(number) for number in numbers.tolist()]
         return [{key: window[key] for key in axes} for window in windows]
 
-    return data.of_rows(
-        opened.rows, [opened.lengths], make, axes, ["windows", config.stride], unit="windows"
-    )
+    recipe = ["windows", given.max_length, config.stride]
+    return data.of_rows(opened.rows, [opened.lengths], make, axes, recipe, unit="windows")
 
 
 class Questions:

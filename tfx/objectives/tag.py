@@ -51,7 +51,8 @@ def examples(config: Config, given: data.Given) -> data.Examples:
                 )
             if c.train and (is_long or not ids):
                 continue
-            numbers = [number_of(label, names, c.classes) for label in labels]
+            with data.row(count):
+                numbers = [number_of(label, names, c.classes) for label in labels]
             found["ids"].append(ids)
             found["tags"].append(spread(numbers, spread_over))
         return found, empty, long

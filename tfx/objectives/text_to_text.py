@@ -9,6 +9,7 @@ Beside the texts, what differs from translation is where the decoder starts: fro
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -99,7 +100,8 @@ def make_example(source, target, rng=None, *, special: Special) -> dict[str, np.
 def examples(config: Config, given: Given) -> Examples:
     """Pairs of texts."""
     prefixed = lambda lines: [f"{config.prefix}{line}" if line.strip() else line for line in lines]
-    corpora = changed(given.corpora, lambda source, target: (prefixed(source), target), config)
+    change = lambda _, source, target: (prefixed(source), target)
+    corpora = changed(given.corpora, change, config)
     return seq2seq.examples(config, given._replace(corpora=corpora))
 
 
@@ -107,12 +109,12 @@ def read(config: Config, corpora: Sequence[Corpus]) -> list[Corpus]:
     """The corpora, their targets as the words of their classes."""
     names = config.labels.split(",")
 
-    def words(source, target):
-        for label in target:
-            if label not in names and not (label.isdigit() and int(label) < len(names)):
+    def words(number, source, target):
+        for row, label in enumerate(target, number):
+            if label not in names and not (label.isdecimal() and int(label) < len(names)):
                 raise ValueError(
-                    f'label "{label}" is none of objective.labels={config.labels} nor a number '
-                    f"below {len(names)}; correct the data or the list"
+                    f'row {row:,}: label "{label}" is none of objective.labels={config.labels} nor '
+                    f"a number below {len(names)}; correct the data or the list"
                 )
         return source, [each if each in names else names[int(each)] for each in target]
 
@@ -120,11 +122,19 @@ def read(config: Config, corpora: Sequence[Corpus]) -> list[Corpus]:
 
 
 def changed(corpora: Sequence[Corpus], change, config: Config) -> list[Corpus]:
-    """Corpora whose chunks are changed, as a config says."""
+    """Corpora whose chunks are changed, as a config says: by change(number of the first row from
+    1, columns)."""
+
+    def chunks_of(corpus):
+        number = 1
+        for chunk in corpus.chunks():
+            yield change(number, *chunk)
+            number += len(chunk[0])
+
     return [
         replace(
             corpus,
-            chunks=lambda chunks=corpus.chunks: (change(*chunk) for chunk in chunks()),
+            chunks=partial(chunks_of, corpus),
             fingerprint=f"{corpus.fingerprint} {config.prefix} {config.labels}",
         )
         for corpus in corpora
