@@ -259,6 +259,8 @@ def claim(config: Config, directory: str, provenance: dict | None) -> tuple[Any,
     if getattr(config.model, "head", "") == "none":
         heads = " or ".join(assemble.objective(config).HEADS)
         raise ValueError(f"model.head = none: there is nothing to train; set it to {heads}")
+    for place in filter(None, (config.init_from, getattr(config.objective, "teacher", ""))):
+        checkpoint.is_run(place)  # raises where nothing is there
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     workdir.check(directory, config)
     # A start whose text is not there leaves no workdir behind.

@@ -2,6 +2,7 @@
 is said in one line before anything is written."""
 
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -135,7 +136,7 @@ def cut(folder):
 def flipped(folder):
     path = folder / "model.safetensors"
     content, sums = bytearray(path.read_bytes()), folder / "SHA256SUMS"
-    sums.write_text(f"{vocabulary.hashlib.sha256(content).hexdigest()}  {path.name}\n")
+    sums.write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
     content[-1] ^= 1
     path.write_bytes(content)
 
@@ -222,13 +223,7 @@ def test_minilm_gives_its_published_embedding(tmp_path):
     text = "This framework generates embeddings for each input sentence"
     (ids,) = run.tokenizer.encode([text])
     ids, types = run.tokenizer.pair(ids)
-    assert (
-        run.tokenizer.tokens(ids)[1:-1]
-        == text.lower()
-        .replace("beddings", "##bed ##ding ##s")
-        .replace("em##bed", "em ##bed")
-        .split()
-    )
+    assert ids == [101, 2023, 7705, 19421, 7861, 8270, 4667, 2015, 2005, 2169, 7953, 6251, 102]
     batch = {"ids": np.array([ids]), "types": np.array([types])}
     states_TD = run.model.apply({"params": run.params}, batch, method="predict")["states"][0]
     mean_D = np.asarray(states_TD).mean(0)
@@ -269,8 +264,8 @@ def test_ctranslate2_translates_alike(which, runs, tmp_path):
     translator = ctranslate2.Translator(f"{tmp_path / 'out'}", compute_type="float32")
     sides = [exchange._pieces(side) for side in (run.tokenizer.source, run.tokenizer.target)]
     never = [[sides[1][0]], [sides[1][3]]]
-    searches = (dict(method="greedy"), dict(beam=3, alpha=0.6, penalty="length", stop="full"))
-    for how in searches:
+    beams = dict(beam=3, alpha=0.6, penalty="length", stop="full")
+    for how in (dict(method="greedy"), beams)[: 1 + (which == "post")]:
         for line, ours in zip(LINES, run.translate(LINES, **how), strict=True):
             (ids,) = run.tokenizer.source.encode([line])
             (theirs,) = translator.translate_batch(

@@ -139,18 +139,19 @@ def loss(
 
 def _check(mine: dict, theirs: dict, cosine: float) -> None:
     if not hasattr(theirs.get("logits"), "factors"):
+        heads = " or ".join(HEADS)
+        raise ValueError(f"objective.teacher does not predict tokens; name one of head {heads}")
+    here, there = (len(x["logits"].factors()[1]) for x in (mine, theirs))
+    if here != there:
         raise ValueError(
-            f"objective.teacher does not predict tokens, with its head; name one of {HEADS}"
+            f"objective.teacher has {there:,} rows of vocabulary, the model {here:,}; set "
+            f"model.vocab = {there}"
         )
-    rows, width = ([x[name].shape[-1] for x in (mine, theirs)] for name in ("logits", "states"))
-    if rows[0] != rows[1]:
+    here, there = (x["states"].shape[-1] for x in (mine, theirs))
+    if cosine and here != there:
         raise ValueError(
-            f"the teacher knows {rows[1]:,} tokens, the model {rows[0]:,}; set model.vocab"
-        )
-    if cosine and width[0] != width[1]:
-        raise ValueError(
-            f"the teacher's states are {width[1]} wide, the model's {width[0]}; set model.width, "
-            "or objective.cosine = 0"
+            f"objective.teacher is {there} wide, the model {here}; set objective.cosine = 0, or "
+            f"model.width = {there}"
         )
 
 

@@ -11,12 +11,13 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
+from tfx.data import examples as data
 from tfx.nn.losses import distillation
-from tfx.objectives import classify
+from tfx.objectives import classify, distill
 
 ROWS, HEADS = classify.ROWS, classify.HEADS
 READS = "ids"
-make_example, examples = classify.make_example, classify.examples
+make_example = classify.make_example
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,12 @@ class Config(classify.Config):
     teacher: str = ""  # a workdir, or a folder of Hugging Face: a classifier of the same classes
     temperature: Annotated[float, "x > 0"] = 2.0
     soft: Annotated[float, "0 <= x <= 1"] = 0.5  # weight of the divergence from the teacher
+
+
+def examples(config: Config, given: data.Given) -> data.Examples:
+    """As of `classify`."""
+    distill.named(config.teacher)
+    return classify.examples(config, given)
 
 
 def loss(
@@ -46,6 +53,9 @@ def loss(
 
     Returns:
       Its sum over rows, their number, and sums: `nll`, `accuracy`, `divergence`.
+
+    Raises:
+      ValueError: the teacher tells other classes apart.
     """
     mine = apply(params, batch, rngs=rngs, train=train)
     nll, weight, sums = classify.loss(lambda *_, **__: mine, params, batch, rngs, train)
@@ -53,6 +63,12 @@ def loss(
     factors = lambda outputs: (outputs["logits"][:, None].astype(jnp.float32), identity_LL)
     weights_B1 = batch["mask"].any(-1, keepdims=True).astype(jnp.float32)
     theirs = jax.lax.stop_gradient(teacher(batch))
+    here, there = (getattr(x.get("logits"), "shape", (0,))[-1] for x in (mine, theirs))
+    if here != there:
+        raise ValueError(
+            f"objective.teacher tells {there} classes apart, the model {here}; name a classifier "
+            "of the same"
+        )
     divergence = distillation(factors(mine), factors(theirs), weights_B1, temperature)
     total = (1 - soft) * nll + soft * divergence
     return total, weight, sums | {"divergence": divergence}
