@@ -130,7 +130,7 @@ def to_tensors(model: nn.Module, params, about: dict) -> tuple[dict[str, Any], d
     tensors = hf.to_tensors(format, config, boxed, params, head != "Model")
     back = format.to_config(home.Config, said, format.clean(tensors), head)
     ours, theirs = format.meaning(config), format.meaning(back)
-    if differ := [f"model.{k} = {x!r}" for k, x in ours.items() if x != theirs[k]]:
+    if differ := [f"model.{k} = {x!r}" for k, x in ours.items() if x != theirs.get(k, x)]:
         raise ValueError(f"{TYPES[kind][1]} there has no {', '.join(differ)}")
     if strange := [name for name in tensors if "/" in name]:
         raise ValueError(f"{TYPES[kind][1]} there has no {', '.join(strange)}")

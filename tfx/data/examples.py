@@ -302,13 +302,8 @@ def cut(first: Sequence, second: Sequence, room: int) -> tuple[Sequence, Sequenc
     return first[: len(first) - off_first], second[: len(second) - off_second]
 
 
-def utf8(text: str) -> bytes:
-    """How a cache keeps text."""
-    return text.encode()
-
-
 def text_of(column: Ragged, row: int) -> str:
-    """And gives it back."""
+    """What a cache keeps as UTF-8."""
     return column[row].tobytes().decode()
 
 

@@ -105,14 +105,16 @@ def import_(
     from tfx.lab import exchange
 
     hosts.keep_memory()
-    exchange.bring(from_, workdir)
+    config = configs.to_dict(exchange.bring(from_, workdir))
+    model, objective = config["model"], config["objective"]["name"]
+    print(f"{workdir}: {model['name']}, head {model.get('head', 'lm')}, for {objective}")
 
 
 def export(
     workdir: Workdir,
     to: Annotated[str, "DIR", "the new folder"],
     format: Annotated[str, "hf|ctranslate2|jax", "transformers, CTranslate2, jax.export"] = "hf",
-    shape: Annotated[str, "ROWS,LENGTH", "of what the program of --format=jax reads"] = "1,64",
+    shape: Annotated[str, "ROWS,LENGTH", "of what the program of --format=jax reads"] = "",
     step: Step = 0,
 ) -> None:
     """Write a trained model for other programs, into a new folder.
@@ -124,12 +126,10 @@ def export(
       tfx export --workdir=runs/m30k --to=models/m30k-ct2 --format=ctranslate2
       tfx export --workdir=runs/m30k --to=models/m30k-jax --format=jax --shape=8,64
     """
-    sides = re.fullmatch(r"([1-9]\d*),([1-9]\d*)", shape)
-    if not sides:
-        raise ValueError(f"--shape={shape}: want ROWS,LENGTH, such as 1,64")
     from tfx import hosts, translate
     from tfx.lab import exchange
 
     hosts.keep_memory()
     run = translate.load(workdir, step or None)
-    exchange.export(run, to, format, tuple(map(int, sides.groups())))
+    for name in exchange.export(run, to, format, shape):
+        print(f"{to}/{name}")

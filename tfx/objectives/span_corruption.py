@@ -149,8 +149,8 @@ def examples(config: Config, given: data.Given) -> data.Examples:
     spans, text = counts(step, *rates)[1], data.stream(given, config.whole, None)
     if spans > len(v.sentinels):
         raise ValueError(
-            f"a row of data.max_length = {given.max_length} tokens has {spans} spans, the tokenizer "
-            f"{len(v.sentinels)} sentinels; lower that, or raise objective.mean_span"
+            f"a row of data.max_length = {given.max_length} tokens has {spans} spans, the "
+            f"tokenizer {len(v.sentinels)} sentinels; lower that, or raise objective.mean_span"
         )
     if (largest := int(text.flat.max())) >= v.sentinels[spans - 1]:
         raise ValueError(
