@@ -105,8 +105,8 @@ def make(out: Path) -> None:
         name = f"{folder.parent.name}/{folder.name}"
         put(name, found.model, found.params, theirs, about)
         print(name)
-    ids = dict(pad_token_id=0, eos_token_id=1, decoder_start_token_id=3)
     for name, model, params in own():
+        ids = dict(pad_token_id=int("roberta" in name), eos_token_id=1, decoder_start_token_id=3)
         put(name, model, params, texts(model), ids)
         print(name)
 

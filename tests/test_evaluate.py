@@ -1,8 +1,15 @@
 import json
+import math
+from functools import partial
 
+import jax
+import numpy as np
 import pytest
 
-from tfx import evaluate
+from tfx import assemble, evaluate, translate, workdir
+from tfx import config as configs
+from tfx.data import exercises
+from tfx.objectives import inputs
 from tfx.train import train
 
 
@@ -40,3 +47,107 @@ def test_scores_of_the_embedded_corpus_say_that_it_is_synthetic(
     rows = evaluate.evaluate(tmp_path, "valid", method="greedy", extra=2)
     assert all(row["synthetic"] for row in rows)
     assert "synthetic" in capsys.readouterr().out
+
+
+# -------------------------------------------------------------------------------- other tasks
+
+
+def small(family, objective, kind, size="base", **values):
+    """A config over the embedded exercises, with a model of one small layer."""
+    c = configs.defaults(family, size, objective)
+    c.model.update(width=16, depth=1, heads=2, mlp=16, max_length=128)
+    c.data.update(source="synthetic", train="valid", valid="valid", test="valid", max_length=64)
+    c.tokenizer.update(kind=kind, vocab=220)
+    c.batch.tokens, c.eval.every = 1024, 0
+    c.optim.update(schedule="constant", lr=1e-2, warmup=1)
+    c.train.update(steps=4, log_every=4)
+    for key, value in values.items():
+        section, name = key.split("__")
+        c[section][name] = value
+    return configs.freeze(c)
+
+
+def trained(config, folder):
+    train(config, folder)
+    rows = evaluate.evaluate(folder, "valid", say=lambda line: None)
+    return {row["metric"]: row["score"] for row in rows}, rows
+
+
+def test_classes_are_those_that_the_model_gives_each_text_alone(tmp_path):
+    labels = ",".join(exercises.CLASSES)
+    config = small("bert", "classify", "bert", model__head="classify", objective__labels=labels)
+    found, rows = trained(config, tmp_path)
+    assert [row["main"] for row in rows] == [True, False, False]
+    [chunk] = assemble.corpora(config, "valid")[0].chunks()
+    texts, wanted = chunk
+    said = (tmp_path / "answers" / "valid.4.txt").read_text().splitlines()
+    assert len(said) == len(texts)
+    right = [ours == theirs for ours, theirs in zip(said, wanted, strict=True)]
+    assert found["accuracy"] == pytest.approx(100 * np.mean(right), abs=1e-3)
+    run = translate.load(tmp_path)
+    predict = jax.jit(partial(run.model.apply, {"params": run.params}, method="predict"))
+    for at in range(0, len(texts), 97):
+        [ids] = run.tokenizer.encode(texts[at : at + 1])
+        row = inputs.framed(run.tokenizer, ids)
+        logits = predict({key: x[None] for key, x in row.items()})["logits"]
+        assert exercises.CLASSES[int(logits.argmax())] == said[at]
+    assert "accuracy" in workdir.progress(tmp_path)[1]["metric"]
+
+
+def test_answers_are_pieces_of_their_contexts(tmp_path):
+    config = small(
+        "bert",
+        "span_qa",
+        "bert",
+        model__head="span",
+        objective__no_answer=True,
+        objective__stride=16,
+        data__max_length=128,
+        batch__tokens=4096,
+    )
+    found, _ = trained(config, tmp_path)
+    assert {"exact", "f1", "best_exact", "best_f1"} <= found.keys()
+    assert found["best_exact"] >= found["exact"] and found["best_f1"] >= found["f1"]
+    contexts = {}
+    for ids, _, texts, _ in assemble.corpora(config, "valid")[0].chunks():
+        contexts |= dict(zip(ids, texts, strict=True))
+    lines = (tmp_path / "answers" / "valid.4.txt").read_text().splitlines()
+    answers = {row["id"]: row["answer"] for row in map(json.loads, lines)}
+    assert answers.keys() == contexts.keys()
+    assert all(answer in contexts[id] for id, answer in answers.items())
+
+
+@pytest.mark.parametrize("stride", [0, 5])
+def test_perplexity_is_that_of_every_token_from_what_it_may_see(tmp_path, stride):
+    (tmp_path / "text.txt").write_text("a cab\nbad cab abc\n\ncc\n" * 3)
+    files = dict(data__source="files", data__train=f"{tmp_path}/text.txt")
+    files["data__valid"] = files["data__train"]
+    size = dict(data__max_length=12, objective__stride=stride, model__max_length=16)
+    config = small("gpt2", "causal_lm", "chars", "small", **files, **size)
+    found, _ = trained(config, tmp_path / "run")
+    run = translate.load(tmp_path / "run")
+    ids, end = run.tokenizer.encode(["a cab", "bad cab abc", "cc"]), run.tokenizer.special["eos"]
+    text = [end] + 3 * [number for row in ids for number in (*row, end)]
+    predict = jax.jit(partial(run.model.apply, {"params": run.params}))
+    nll, length, step = 0.0, 12, stride or 12
+    for at in range(1, len(text)):
+        # The first block begins the text; later ones begin a whole number of steps behind it.
+        start = max(-(-(at - length) // step), 0) * step
+        logits = predict({"ids": np.array([text[start:at]])})[0, -1]
+        nll -= float(jax.nn.log_softmax(logits)[text[at]])
+    assert found["nll"] == pytest.approx(nll / (len(text) - 1), abs=1e-4)
+    assert found["word_perplexity"] == pytest.approx(math.exp(nll / 18), rel=1e-3)
+    characters = 3 * len("a cab\nbad cab abc\ncc\n")
+    assert found["bits_per_character"] == pytest.approx(nll / characters / math.log(2), rel=1e-3)
+
+
+def test_an_evaluation_may_read_other_text(tmp_path, toy):
+    (tmp_path / "other.txt").write_text("The old dog sees a man.\n")
+    config = small("roberta", "masked_lm", "roberta", tokenizer__vocab=300)
+    train(config, tmp_path / "run")
+    other = configs.thaw(config)
+    other.data.update(source="files", valid=f"{tmp_path}/other.txt")
+    rows = evaluate.evaluate(
+        tmp_path / "run", "valid", config=configs.freeze(other), say=lambda line: None
+    )
+    assert rows[0]["metric"] == "perplexity" and rows[0]["synthetic"] is False

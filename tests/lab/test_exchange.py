@@ -22,6 +22,7 @@ from tfx.objectives import name_of
 from tfx.translate import Run
 
 FOLDERS = Path(__file__).parent.parent / "fixtures/hf"
+slow = pytest.mark.slow  # the same again, of another family
 LINES = ["red one", "three green blue", "two", "one one two three red red"]
 SMALL = dict(width=16, depth=1, heads=2, mlp=32, max_length=32)
 
@@ -61,16 +62,16 @@ def opened(directory: Path) -> Run:
     "family, kind, head, objective",
     [
         ("bert", "bert", "none", "masked_lm"),
-        ("bert", "bert", "pretraining", "masked_lm"),
+        pytest.param("bert", "bert", "pretraining", "masked_lm", marks=slow),
         ("bert", "bert", "classify", "classify"),
-        ("bert", "bert", "tokens", "tag"),
-        ("bert", "bert", "choice", "multiple_choice"),
-        ("bert", "bert", "span", "span_qa"),
-        ("roberta", "roberta", "mlm", "masked_lm"),
+        pytest.param("bert", "bert", "tokens", "tag", marks=slow),
+        pytest.param("bert", "bert", "choice", "multiple_choice", marks=slow),
+        pytest.param("bert", "bert", "span", "span_qa", marks=slow),
+        pytest.param("roberta", "roberta", "mlm", "masked_lm", marks=slow),
         ("gpt2", "gpt2", "causal", "causal_lm"),
         ("xlnet", "xlnet", "lm", "permutation_lm"),
         ("t5", "t5", "lm", "text_to_text"),
-        ("t5", "t5", "none", "span_corruption"),
+        pytest.param("t5", "t5", "none", "span_corruption", marks=slow),
         ("bart", "roberta", None, "seq2seq"),
     ],
 )
@@ -256,7 +257,9 @@ def runs(tmp_path_factory, toy_config):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("which", ["post", "pre", "apart", "learned"])
+@pytest.mark.parametrize(
+    "which", ["post", "apart", pytest.param("pre", marks=slow), pytest.param("learned", marks=slow)]
+)
 def test_ctranslate2_translates_alike(which, runs, tmp_path):
     ctranslate2, run = pytest.importorskip("ctranslate2"), runs[which]
     names = exchange.export(run, tmp_path / "out", "ctranslate2")
@@ -294,12 +297,13 @@ def test_ctranslate2_has_not_every_model(runs, tmp_path):
 
 def test_a_missing_package_is_named(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for format, shape in (("ctranslate2", ""), ("jax", "2,8")):
-        with pytest.raises(ValueError, match=r'pip install "tfx-research\[export\]"'):
+    names = (("ctranslate2", "", r'"tfx-research\[ctranslate2\]"'), ("jax", "2,8", "flatbuffers"))
+    for format, shape, package in names:
+        with pytest.raises(ValueError, match=f"pip install {package}"):
             exchange.export(runs["post"], tmp_path / "out", format, shape)
 
 
-@pytest.mark.parametrize("which", ["post", "apart"])
+@pytest.mark.parametrize("which", ["apart", pytest.param("post", marks=slow)])
 def test_marian_of_our_transformer_computes_the_same(which, runs, tmp_path):
     """Its sines and cosines lie elsewhere, and so does everything on the residual stream."""
     run = runs[which]
@@ -330,7 +334,9 @@ def called(folder: Path, inputs):
     return exported.call(load_file(folder / "model.safetensors"), inputs)
 
 
-@pytest.mark.parametrize("which, how", [("post", "beam"), ("pre", "greedy")])
+@pytest.mark.parametrize(
+    "which, how", [("post", "beam"), pytest.param("pre", "greedy", marks=slow)]
+)
 def test_a_program_searches_as_the_run_does(which, how, runs, tmp_path):
     pytest.importorskip("flatbuffers")
     run = runs[which]
@@ -358,11 +364,11 @@ def test_a_program_searches_as_the_run_does(which, how, runs, tmp_path):
 @pytest.mark.parametrize(
     "family, kind, head, shape",
     [
-        ("bert", "bert", "classify", (3, 9)),
+        pytest.param("bert", "bert", "classify", (3, 9), marks=slow),
         ("bert", "bert", "choice", (2, 3, 9)),
         ("gpt2", "gpt2", "causal", (3, 9)),
-        ("xlnet", "xlnet", "span", (2, 9)),
-        ("t5", "t5", "encoder", (2, 9)),
+        pytest.param("xlnet", "xlnet", "span", (2, 9), marks=slow),
+        pytest.param("t5", "t5", "encoder", (2, 9), marks=slow),
     ],
 )
 def test_a_program_predicts_as_the_model_does(family, kind, head, shape, tmp_path):

@@ -92,3 +92,29 @@ def test_another_family_is_named(small):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "mamba"}))
     with pytest.raises(ValueError, match=r'model_type "mamba": tfx has .*bert'):
         list(parity.check(small))
+
+
+def test_what_is_absent_is_not_checked(small):
+    """A search and a probe of which meta.json says nothing, or no meta.json at all."""
+    arrays = dict(np.load(small / "io.npz"))
+    (key,) = (key for key in arrays if "/out/" in key)
+    arrays["eps_probe/out/hidden_states"] = arrays[key]
+    arrays |= {"gen_prompt/in/input_ids": np.ones((1, 2), int), "gen_prompt/out/greedy": np.ones(3)}
+    np.savez(small / "io.npz", **arrays)
+    meta = json.loads((small / "meta.json").read_text())
+    for about in ({}, {"cases": meta["cases"]}, None):
+        if about is None:
+            (small / "meta.json").unlink()
+        else:
+            (small / "meta.json").write_text(json.dumps(about))
+        assert [each.fits for each in parity.check(small)] == [True]
+
+
+def test_an_output_that_ours_lacks_does_not_end_the_rest(small, capsys):
+    arrays = dict(np.load(small / "io.npz"))
+    case = next(iter(arrays)).split("/")[0]
+    np.savez(small / "io.npz", **{f"{case}/out/aura": np.ones(2)} | arrays)
+    found = {each.output: each for each in parity.check(small)}
+    assert found["aura"].difference == float("inf") and found["last_hidden_state"].fits
+    assert main(["parity", f"{small}"]) == 1
+    assert capsys.readouterr().out.endswith("1 of 2 fit\n")

@@ -1,10 +1,15 @@
 """Language modelling: what a stream's blocks predict, and how a task goes with it."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tfx.data import examples as data
+from tfx.data import vocabulary
+from tfx.data.sources import Corpus
 from tfx.nn.linear import Product
 from tfx.objectives import causal_lm, classify
 
@@ -118,3 +123,89 @@ def test_a_task_with_half_the_language_model_beside_it():
     gradient = jax.grad(lambda states: run(states)[0])(jnp.asarray(states_BTD))
     learns = np.abs(gradient).sum(-1) > 0
     assert learns.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+
+
+# Examples of a data set.
+
+CHARS = vocabulary.learn("chars", 0, ["abcdefghij "])
+SEP = CHARS.special["eos"]
+
+
+def examples(folder, *texts, train=False, length=4, vocab=CHARS, **settings):
+    corpora = [
+        Corpus("toy", lambda lines=lines: iter([(lines,)]), 1.0, "", repr(lines)) for lines in texts
+    ]
+    given = data.Given(corpora, vocab, folder, train, length, 64)
+    found = causal_lm.examples(causal_lm.Config(**settings), given)
+    numbers = np.arange(len(found.lengths[0]))
+    return found, found.make(numbers, data.Draw(0, 0, 0, numbers, length))
+
+
+TEXTS = [["abc", "", "defgh", "i"], ["jj", "a"]]
+
+
+@pytest.mark.parametrize("stride", [0, 1, 3, 4])
+@pytest.mark.parametrize("separate", [False, True])
+def test_every_token_of_every_text_is_predicted_once(tmp_path, stride, separate):
+    _, made = examples(tmp_path, *TEXTS, stride=stride, separate=separate)
+    predicted = []
+    for block in made:
+        seen = np.flatnonzero(block["weights"])
+        predicted += block["targets"][seen[0] :].tolist()
+        assert block["weights"][seen[0] :].all() and len(block["ids"]) <= 4
+        # With a stride, nothing but what the first block of a corpus has is said from little.
+        first = block["ids"][0] == SEP and seen[0] == 0
+        assert first or not stride or seen[0] == 4 - stride
+    ends = "|"  # that a text ends is predicted too
+    said = "".join(ends if id == SEP else CHARS.tokens([id])[0] for id in predicted)
+    assert said == "abc|defgh|i|" + "jj|a|"
+
+
+def test_blocks_are_those_of_the_rule(tmp_path):
+    """Of one corpus, the same blocks as `blocks` cuts."""
+    stream = causal_lm.join(CHARS.encode(["abc", "defgh", "i"]), SEP)
+    for stride in (1, 2, 4):
+        _, made = examples(tmp_path, TEXTS[0], stride=stride)
+        wanted = causal_lm.blocks(len(stream), 4, stride)
+        for block, (start, stop, seen) in zip(made, wanted, strict=True):
+            want = causal_lm.make_example(stream[start:stop], seen=seen)
+            assert all((block[key] == x).all() for key, x in want.items())
+
+
+def test_training_has_full_blocks_without_a_stride(tmp_path):
+    found, made = examples(tmp_path, TEXTS[0] * 9, train=True, stride=1)
+    assert {len(block["ids"]) for block in made} == {4} and found.unit == "blocks"
+    assert all(block["weights"].all() for block in made)
+    for one, other in itertools.pairwise(made):
+        assert one["targets"][-1] == other["ids"][0]  # nothing between is left out
+
+
+def test_texts_that_are_kept_apart_begin_at_their_separator(tmp_path):
+    _, made = examples(tmp_path, TEXTS[0], length=20, separate=True)
+    (block,) = made
+    assert block["positions"].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 0, 1]
+    assert block["segments"].tolist() == [1] * 4 + [2] * 6 + [3] * 2
+
+
+def test_whole_files_have_no_separator(tmp_path):
+    _, made = examples(tmp_path, TEXTS[0], length=30, whole=True)
+    (block,) = made
+    assert "".join(CHARS.tokens([block["ids"][0], *block["targets"]])) == "abc\n\ndefgh\ni\n"
+
+
+@pytest.mark.parametrize(
+    "settings, match",
+    [
+        (dict(separate=True, whole=True), r"objective\.separate: a whole file has no token betw"),
+        (dict(stride=5), r"objective\.stride=5: want at most data\.max_length=4"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(tmp_path, settings, match):
+    with pytest.raises(ValueError, match=match):
+        examples(tmp_path, TEXTS[0], **settings)
+
+
+def test_a_model_without_a_language_model_cannot_have_it_beside():
+    loss = causal_lm.with_task(classify.loss)
+    with pytest.raises(ValueError, match=r"objective\.language = 0\.5: the model has no language"):
+        loss(lambda *_, **__: {"logits": 0}, None, {}, None, True)

@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tfx.data import examples as data
+from tfx.data import vocabulary
+from tfx.data.sources import Corpus
 from tfx.nn.linear import Product
 from tfx.objectives import distill
 from tfx.objectives.inputs import Special, frame
@@ -163,3 +166,53 @@ def test_parameters_are_the_teachers_rows():
     with pytest.raises(ValueError, match=r"'head'.*nothing") as raised:
         distill.student_parameters(student, teacher, [0, 1, 3])
     assert "(2, 3, 3): the teacher has (3, 3, 3)" in str(raised.value)
+
+
+# Examples of a data set.
+
+LINES = ["a a a a b", "a a c a a a"] * 12
+BERT = vocabulary.learn("bert", 8, LINES)
+
+
+def of_data(folder, epoch=0, train=True, teacher="there", **settings):
+    corpus = Corpus("toy", lambda: iter([(LINES,)]), 1.0, "", "")
+    given = data.Given([corpus], BERT, folder, train, 18, 64)
+    found = distill.examples(distill.Config(teacher, **settings), given)
+    numbers = np.arange(len(found.lengths[0]))
+    return found, found.make(numbers, data.Draw(0, epoch, 0, numbers, 18))
+
+
+@pytest.mark.parametrize("rate", [0.15, 0.5])
+def test_blocks_keep_their_text_as_targets(tmp_path, rate):
+    stream = [id for ids in BERT.encode(LINES) for id in (BERT.special["sep"], *ids)]
+    found, made = of_data(tmp_path, rate=rate)
+    for row in made:
+        assert row["weights"].sum() == ceil(rate * 18) and len(row["ids"]) == 18
+        text = row["targets"][1:-1].tolist()
+        assert any(stream[n : n + 16] == text for n in range(len(stream)))
+        assert (row["ids"] == row["targets"])[row["weights"] == 0].all()
+    assert (found.lengths[0] == 18).all() and found.axes["weights"] == "T"
+
+
+def test_rare_words_of_the_text_are_masked_more_often(tmp_path):
+    rare = {BERT.encode([word])[0][0] for word in "bc"}
+    masked, there = np.zeros(2), np.zeros(2)
+    for epoch in range(40):
+        for row in of_data(tmp_path, epoch)[1]:
+            is_rare = np.isin(row["targets"], [*rare])
+            often = row["targets"] == BERT.encode(["a"])[0][0]
+            there += [is_rare.sum(), often.sum()]
+            masked += [row["weights"][is_rare].sum(), row["weights"][often].sum()]
+    assert masked[0] / there[0] > 2 * masked[1] / there[1]
+
+
+def test_what_a_loss_is_without_its_teacher():
+    apply = lambda *_, **__: {"logits": Product(*STUDENT), "states": STATES_BTD}
+    total, weight, sums = distill.loss(apply, None, BATCH, None, False)
+    np.testing.assert_allclose(total / weight, means()[1], rtol=1e-5)
+    assert weight == 3 and sums.keys() == {"nll", "masked"}
+
+
+def test_a_teacher_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r'objective\.teacher = "": name a workdir, or a folder'):
+        of_data(tmp_path, teacher="")

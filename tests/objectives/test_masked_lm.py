@@ -1,5 +1,6 @@
 """Masked language modelling: which tokens, how many, replaced by what; pairs of sentences."""
 
+import itertools
 from math import ceil, sqrt
 
 import jax
@@ -7,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tfx.data import examples as data
+from tfx.data import vocabulary
+from tfx.data.sources import Corpus
 from tfx.nn.linear import Product
 from tfx.objectives import masked_lm
 from tfx.objectives.inputs import Special, frame
@@ -260,3 +264,133 @@ def test_the_longer_is_cut_at_either_end(first, second, length, sizes):
         assert (np.diff(x) == 1).all() and (np.diff(y) == 1).all()
     fronts = sum(int(x[0]) if len(x) else 0 for x, _ in made)
     assert near(fronts, 300 * (first - sizes[0]), 0.5) if first > sizes[0] else fronts == 0
+
+
+# Examples of a data set.
+
+WORDS = [f"word{n}" for n in range(30)]
+LINES = [" ".join(WORDS[n : n + 4]) for n in range(0, 24, 2)]
+BERT, ROBERTA = (vocabulary.learn(*each, LINES) for each in (("bert", 36), ("roberta", 275)))
+
+
+def given_of(folder, *texts, vocab=BERT, train=True, length=24):
+    corpora = [
+        Corpus("toy", lambda lines=lines: iter([(lines,)]), 1.0, "", repr(lines)) for lines in texts
+    ]
+    return data.Given(corpora, vocab, folder, train, length, 64)
+
+
+def of_data(given, epoch=0, **settings):
+    found = masked_lm.examples(masked_lm.Config(**settings), given)
+    numbers = np.arange(len(found.lengths[0]))
+    return found, found.make(numbers, data.Draw(0, epoch, 0, numbers, given.max_length))
+
+
+def whole(example):
+    """The text before it was masked."""
+    ids = example["ids"].copy()
+    ids[example["masked"]] = example["targets"]
+    return ids.tolist()
+
+
+def test_static_masks_stay_and_dynamic_ones_do_not(tmp_path):
+    given = given_of(tmp_path, LINES)
+    for static in (True, False):
+        one, other = (of_data(given, epoch, static=static)[1] for epoch in (0, 1))
+        same = [a["ids"].tolist() == b["ids"].tolist() for a, b in zip(one, other, strict=True)]
+        assert all(same) if static else not all(same)
+    again = of_data(given, 1)[1]
+    assert all((a["ids"] == b["ids"]).all() for a, b in zip(other, again, strict=True))
+
+
+@pytest.mark.parametrize("vocab", [BERT, ROBERTA], ids=lambda v: v.family)
+@pytest.mark.parametrize("settings", [{}, {"whole_words": True}, {"rate": 0.5}])
+@pytest.mark.parametrize("recipe", ["bert", "roberta"])
+def test_what_is_masked_fits_its_axis(tmp_path, vocab, settings, recipe):
+    for train in (True, False):
+        given = given_of(tmp_path, LINES, vocab=vocab, train=train)
+        for epoch in range(3):
+            found, made = of_data(given, epoch, recipe=recipe, **settings)
+            for example, length in zip(made, found.lengths[0], strict=True):
+                assert len(example["ids"]) == length <= 24
+                assert len(example["masked"]) <= found.sizes(int(length))["P"]
+                assert found.sizes(int(length))["P"] <= found.sizes(24)["P"]
+
+
+def test_evaluation_reads_all_of_the_text(tmp_path):
+    _, made = of_data(given_of(tmp_path, LINES, train=False))
+    sep = BERT.special["sep"]
+    stream = [sep] + [id for ids in BERT.encode(LINES) for id in (*ids, sep)]
+    read = [id for example in made for id in whole(example)[1:-1]]
+    assert read == stream[: len(read)] and len(stream) - len(read) <= 1
+
+
+def test_words_are_masked_whole(tmp_path):
+    _, made = of_data(given_of(tmp_path, LINES), whole_words=True, rate=0.4)
+    for example in made:
+        before, masked = np.array(whole(example)), {*example["masked"].tolist()}
+        for at in range(2, len(before) - 1):  # the first may be cut off its word
+            if not BERT.starts_word[before[at]] and before[at - 1] > 4:
+                assert (at in masked) == (at - 1 in masked)
+
+
+FILE = [*LINES[:5], "", "", *LINES[5:9], "  ", LINES[9], LINES[10]]
+
+
+@pytest.mark.parametrize("vocab", [BERT, ROBERTA], ids=lambda v: v.family)
+@pytest.mark.parametrize("pairs", ["next", "order"])
+def test_pairs_of_a_files_documents(tmp_path, vocab, pairs):
+    files, joined = (FILE, FILE[:6] + LINES), []  # two corpora: pairs are of one
+    for lines in files:
+        texts = [vocab.encode([line])[0] for line in lines]
+        cuts = [-1, *(n for n, ids in enumerate(texts) if not ids), len(texts)]
+        documents = [texts[a + 1 : b] for a, b in itertools.pairwise(cuts)]
+        joined += [str([*itertools.chain(*document)])[1:-1] for document in documents]
+    sep = vocab.special["sep"]
+    labels = set()
+    found, made = of_data(given_of(tmp_path, *files, vocab=vocab, length=60), pairs=pairs, copies=4)
+    counts = [part.kept for part in found.parts]
+    assert sum(counts) == len(made) and min(counts) > 4
+    for example, length in zip(made, found.lengths[0], strict=True):
+        ids = whole(example)
+        assert len(ids) == length <= 60 and example["nsp"].dtype == np.int32
+        end = ids.index(sep)
+        first, second = ids[1:end], ids[end + 1 + (vocab is ROBERTA) : -1]
+        assert first and second and sep not in second
+        both = (second, first) if pairs == "order" and example["nsp"] else (first, second)
+        follows = any(str(both[0] + both[1])[1:-1] in text for text in joined)
+        if example["nsp"] == 0 or pairs == "order":
+            assert follows or length == 60  # cut where it would be too long
+        labels.add(int(example["nsp"]))
+    assert labels == {0, 1}
+
+
+def test_pairs_are_kept_and_read_again(tmp_path):
+    given = given_of(tmp_path, FILE)
+    one, made = of_data(given, pairs="order")
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    again, same = of_data(given, pairs="order")
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+    assert one.fingerprint == again.fingerprint
+    assert [whole(a) for a in made] == [whole(b) for b in same]
+    more, _ = of_data(given, pairs="order", copies=2)
+    other, _ = of_data(given._replace(seed=1), pairs="order")
+    assert len({one.fingerprint, more.fingerprint, other.fingerprint}) == 3
+    assert len(more.lengths[0]) > len(one.lengths[0])
+
+
+@pytest.mark.parametrize(
+    "texts, settings, match",
+    [
+        (LINES, dict(pairs="next"), "there is but one"),
+        ([LINES[0], "", LINES[1]], dict(pairs="order"), "no document of two sentences"),
+        (
+            LINES,
+            dict(copies=2),
+            r"objective\.copies = 2: .* objective\.pairs = none; set",
+        ),
+    ],
+)
+def test_texts_without_pairs_are_refused(tmp_path, texts, settings, match):
+    with pytest.raises(ValueError, match=match):
+        of_data(given_of(tmp_path, texts), **settings)

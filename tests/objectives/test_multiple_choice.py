@@ -5,6 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tfx.data import examples as data
+from tfx.data import vocabulary
+from tfx.data.sources import Corpus
 from tfx.objectives import multiple_choice
 from tfx.objectives.inputs import Special, frame
 
@@ -41,3 +44,62 @@ def test_missing_choices_and_rows_count_for_nothing():
     assert np.isfinite(gradient).all()
     assert gradient[0].all() and gradient[1, :2].all()
     assert not gradient[1, 2] and not gradient[2].any()
+
+
+# Examples of a data set.
+
+WORDS = ["alpha", "beta", "gamma", "delta"]
+BERT, ROBERTA, GPT2, XLNET = (
+    vocabulary.learn(*each, [" ".join(WORDS)] * 9)
+    for each in (("bert", 24), ("roberta", 265), ("gpt2", 260), ("xlnet", 22))
+)
+
+
+def of_data(folder, *rows, vocab=BERT, train=False, length=20):
+    corpus = Corpus("toy", lambda: iter([tuple(map(list, zip(*rows, strict=True)))]), 1.0, "", "")
+    given = data.Given([corpus], vocab, folder, train, length, 64)
+    found = multiple_choice.examples(multiple_choice.Config(), given)
+    numbers = np.arange(len(found.lengths[0]))
+    return found, found.make(numbers, data.Draw(0, 0, 0, numbers, length))
+
+
+ROWS = [
+    ("alpha", ["beta", "gamma delta", "alpha"], 1),
+    ("beta gamma", ["alpha", "beta", "delta"], "2"),
+]
+
+
+@pytest.mark.parametrize("vocab", [BERT, ROBERTA, GPT2, XLNET], ids=lambda v: v.family)
+def test_each_choice_is_framed_with_the_text(tmp_path, vocab):
+    found, made = of_data(tmp_path, *ROWS, vocab=vocab)
+    assert found.sizes(20) == {"C": 3} and set(found.axes.values()) == {"CT", ""}
+    for row, example, length in zip(ROWS, made, found.lengths[0], strict=True):
+        text, choices, label = row
+        assert example["label"] == int(label) and example["ids"].shape == (3, length)
+        for n, choice in enumerate(choices):
+            ids = vocab.pair(*vocab.encode([text, choice]))[0]
+            assert example["ids"][n][: len(ids)].tolist() == ids
+            assert example["mask"][n].sum() == len(ids)
+
+
+def test_rows_that_do_not_fit(tmp_path):
+    long = ("alpha", ["beta", "gamma " * 9, "x"], 0)
+    found, _ = of_data(tmp_path, ROWS[0], long, train=True)
+    (part,) = found.parts
+    assert (part.kept, part.too_long) == (1, 1)
+    with pytest.raises(ValueError, match=r"^row 2 has \d+ tokens, data\.max_length is 20; raise"):
+        of_data(tmp_path, ROWS[0], long)
+
+
+@pytest.mark.parametrize(
+    "row, match",
+    [
+        (("alpha", ["a", "b", "c"], 3), r"^row 2: label 3 is not one of the 3 classes 0\.\.2"),
+        (("alpha", ["a", "b", "c"], "-1"), "^row 2: label -1 is not"),
+        (("alpha", ["a", "b", "c"], "a"), "^row 2: label 'a' is not"),
+        (("alpha", ["a", "b"], 0), "rows have 2 to 3 choices; give all as many"),
+    ],
+)
+def test_a_wrong_row_is_refused(tmp_path, row, match):
+    with pytest.raises(ValueError, match=match):
+        of_data(tmp_path, ROWS[0], row, train=True)

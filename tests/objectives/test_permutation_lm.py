@@ -1,5 +1,6 @@
 """Permutation language modelling: who is predicted, and who sees whom."""
 
+import itertools
 from math import sqrt
 
 import jax
@@ -7,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tfx.data import examples as data
+from tfx.data import vocabulary
+from tfx.data.sources import Corpus
 from tfx.nn.linear import Product
 from tfx.objectives import permutation_lm
 from tfx.objectives.inputs import Special
@@ -171,3 +175,67 @@ def test_targets_alone_count_and_learn():
     np.testing.assert_allclose([total, sums["nll"], weight], [want, want, 4], rtol=1e-6)
     gradient = jax.grad(lambda states: run(states)[0])(jnp.asarray(states_BPD))
     assert (np.abs(gradient).sum(-1) > 0).tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+# Examples of a data set.
+
+LINES = [" ".join("abcdefghijkl"[n : n + 5]) for n in range(8)] * 4
+XLNET = vocabulary.learn("xlnet", 30, LINES)
+
+
+def of_data(folder, *texts, train=True, length=32, epoch=0, **settings):
+    corpora = [
+        Corpus("toy", lambda lines=lines: iter([(lines,)]), 1.0, "", repr(lines)) for lines in texts
+    ]
+    given = data.Given(corpora, XLNET, folder, train, length, 64)
+    found = permutation_lm.examples(permutation_lm.Config(**settings), given)
+    numbers = np.arange(len(found.lengths[0]))
+    return found, found.make(numbers, data.Draw(0, epoch, 0, numbers, length))
+
+
+@pytest.mark.parametrize("settings", [{}, {"reuse": 10}, {"predictions": 3}])
+@pytest.mark.parametrize("train", [True, False])
+def test_rows_are_full_and_each_goes_on_where_the_last_one_kept_to(tmp_path, train, settings):
+    stream = [id for ids in XLNET.encode(LINES) for id in ids]
+    found, made = of_data(tmp_path, LINES, train=train, **settings)
+    reuse, count = settings.get("reuse", 16), settings.get("predictions", 32 // 6)
+    assert (found.lengths[0] == 32).all() and found.sizes(32) == {"P": count}
+    starts = []
+    for row in made:
+        assert {key: x.shape for key, x in row.items() if key in found.axes} == {
+            **dict.fromkeys(("ids", "mask", "types"), (32,)),
+            **dict.fromkeys(("targets", "weights"), (count,)),
+            "perm_mask": (32, 32),
+            "target_mapping": (count, 32),
+        }
+        # The reused text goes on in segment A.
+        kept = row["ids"][: reuse + 1].tolist()
+        starts.append({n for n in range(len(stream)) if stream[n : n + reuse + 1] == kept})
+    assert all(starts) and len(made) > 2
+    for one, other in itertools.pairwise(starts):
+        assert any(start + reuse in other for start in one)
+
+
+def test_epochs_permute_anew_and_the_same_when_asked_again(tmp_path):
+    one, again, other = (of_data(tmp_path, LINES, epoch=epoch)[1][0] for epoch in (0, 0, 1))
+    assert all((one[key] == again[key]).all() for key in one)
+    assert (one["perm_mask"] != other["perm_mask"]).any()
+
+
+def test_both_segments_are_of_the_corpus_of_the_row(tmp_path):
+    halves = ["a b a b b"] * 20, ["h i j i h"] * 20
+    own = [{id for ids in XLNET.encode(lines) for id in ids} for lines in halves]
+    special = {*XLNET.special.values()}
+    for epoch in range(4):
+        found, made = of_data(tmp_path, *halves, epoch=epoch)
+        counts = [part.kept for part in found.parts]
+        assert len(made) == sum(counts) and min(counts) > 1
+        for number, row in enumerate(made):
+            assert {*row["ids"].tolist()} - special <= own[number >= counts[0]]
+
+
+def test_a_row_without_room_for_two_segments_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"objective\.reuse=28 leaves 1 tokens of data\.max_len"):
+        of_data(tmp_path, LINES, reuse=28)
+    with pytest.raises(ValueError, match="does not fill one block of"):
+        of_data(tmp_path, LINES[:3])

@@ -4,6 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tfx.data import examples as data
+from tfx.data import vocabulary
+from tfx.data.sources import Corpus
 from tfx.objectives import regress
 
 
@@ -19,3 +22,30 @@ def test_a_value_is_a_number():
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="no number"):
             regress.make_example({}, value=value)
+
+
+# Examples of a data set.
+
+BERT = vocabulary.learn("bert", 8, ["a b c a b c"])
+
+
+def of_data(folder, rows, classes=1):
+    corpus = Corpus("toy", lambda: iter([tuple(map(list, zip(*rows, strict=True)))]), 1.0, "", "")
+    given = data.Given([corpus], BERT, folder, True, 8, 64, classes=classes)
+    found = regress.examples(regress.Config(), given)
+    numbers = np.arange(len(found.lengths[0]))
+    return found.make(numbers, data.Draw(0, 0, 0, numbers, 8))
+
+
+def test_rows_and_their_numbers(tmp_path):
+    made = of_data(tmp_path, [("a", "b c", "3.25"), ("b", "c", -2), ("c", "a", "1e-3")])
+    assert [row["value"] for row in made] == [np.float32(x) for x in (3.25, -2, 1e-3)]
+    assert made[0]["types"].tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_what_is_no_number_is_told_with_its_row(tmp_path):
+    for label in ("good", "nan", "inf", None):
+        with pytest.raises(ValueError, match=rf'^row 2: "{label}" is no number to learn; correct'):
+            of_data(tmp_path, [("a", "1"), ("b", label)])
+    with pytest.raises(ValueError, match=r"model\.classes = 2: a regression has one output; set 1"):
+        of_data(tmp_path, [("a", "1")], classes=2)

@@ -6,6 +6,9 @@ from math import comb, sqrt
 import numpy as np
 import pytest
 
+from tfx.data import examples as data
+from tfx.data import vocabulary
+from tfx.data.sources import Corpus
 from tfx.objectives import span_corruption
 from tfx.objectives.inputs import Special
 
@@ -103,3 +106,73 @@ def test_a_text_of_one_token_is_refused(ids):
 def test_a_text_with_a_sentinel_of_its_own_is_refused():
     with pytest.raises(ValueError, match=f"id {VOCAB - 1} of the text is one of the 1 sentinels"):
         example([VOCAB - 1, 5, 6, 7])
+
+
+# Examples of a data set.
+
+LINES = [" ".join("abcdefghijkl"[n : n + 5]) for n in range(8)] * 12
+T5 = vocabulary.learn("t5", 120, LINES)
+
+
+def of_data(folder, lines=LINES, train=True, length=32, epoch=0, vocab=T5, **settings):
+    corpus = Corpus("toy", lambda: iter([(lines,)]), 1.0, "", repr(lines))
+    given = data.Given([corpus], vocab, folder, train, length, 512)
+    found = span_corruption.examples(span_corruption.Config(**settings), given)
+    numbers = np.arange(len(found.lengths[0]))
+    return found, found.make(numbers, data.Draw(0, epoch, 0, numbers, length))
+
+
+def restored(example):
+    """The text: each sentinel of the source replaced by what follows it in the target."""
+    sentinels, spans, now = {*T5.sentinels}, {}, None
+    for id in example["target_out"].tolist()[:-1]:
+        now = id if id in sentinels else now
+        spans.setdefault(now, []).extend([] if id in sentinels else [id])
+    text = [spans.get(id, [id]) for id in example["source"].tolist()[:-1]]
+    return [id for part in text for id in part]
+
+
+@pytest.mark.parametrize("length", range(3, 60, 4))
+def test_sources_fill_a_row_and_hold_the_text_with_their_targets(tmp_path, length):
+    stream = [id for ids in T5.encode(LINES) for id in ids]
+    for train in (True, False):
+        found, made = of_data(tmp_path, train=train, length=length)
+        sides = zip(made, *found.lengths, strict=True)
+        assert all(
+            (len(x["source"]), len(x["target_out"])) == (a, b) and max(a, b) <= length
+            for x, a, b in sides
+        )
+        step, targets = span_corruption.raw_length(length)
+        source = step - span_corruption.counts(step)[0] + span_corruption.counts(step)[1] + 1
+        full = made if train else made[:-1]
+        assert {(len(x["source"]), len(x["target_out"])) for x in full} <= {(source, targets)}
+        text = [id for example in made for id in restored(example)]
+        if train:
+            assert any(stream[n : n + len(text)] == text for n in range(step))
+        else:
+            assert text == stream[: len(text)] and len(stream) - len(text) <= 1
+
+
+def test_spans_are_cut_anew_in_every_epoch(tmp_path):
+    one, again, other = (of_data(tmp_path, epoch=epoch)[1][0] for epoch in (0, 0, 1))
+    assert all((one[key] == again[key]).all() for key in one)
+    assert one["source"].tolist() != other["source"].tolist()
+
+
+@pytest.mark.parametrize(
+    "settings, match",
+    [
+        (
+            dict(density=0.8),
+            r"objective\.density = 0\.8: .* = 32 tokens has a target of 78",
+        ),
+        (dict(length=256, mean_span=1.0, density=0.45), r"has 115 spans, the tokenizer 100 sent"),
+        (dict(lines=[*LINES, "a <extra_id_0> b"]), "the text spells <extra_id_0>, which stands"),
+        (dict(vocab=vocabulary.learn("chars", 0, LINES)), "kind=chars has no sentinels at the end"),
+        (dict(length=2), "holds no text, sentinel and end"),
+    ],
+)
+def test_what_cannot_be_cut_out_is_refused_before_training(tmp_path, settings, match):
+    with pytest.raises(ValueError, match=match) as raised:
+        of_data(tmp_path, **settings)
+    assert "\n" not in str(raised.value)

@@ -5,6 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tfx.data import examples as data
+from tfx.data import vocabulary
+from tfx.data.sources import Corpus
 from tfx.objectives import tag
 from tfx.objectives.inputs import Special, frame
 
@@ -41,3 +44,69 @@ def test_only_scored_tokens_count_and_learn():
     assert weight == 2 and sums["accuracy"] == 1 and sums["nll"] == total
     gradient = jax.grad(lambda logits: run(logits)[0])(logits_BTL)
     assert not gradient[0, 0].any() and gradient[0, 1:].all()
+
+
+# Examples of a data set.
+
+WORDS = ["alpha", "beta", "gamma", "delta"]
+BERT, ROBERTA, GPT2, XLNET, T5 = (
+    vocabulary.learn(*each, [" ".join(WORDS)] * 9)
+    for each in (("bert", 24), ("roberta", 265), ("gpt2", 260), ("xlnet", 25), ("t5", 125))
+)
+
+
+def of_data(folder, rows, vocab=BERT, train=False, length=24, classes=3, labels="O,A,B"):
+    corpus = Corpus("toy", lambda: iter([tuple(map(list, zip(*rows, strict=True)))]), 1.0, "", "")
+    given = data.Given([corpus], vocab, folder, train, length, 64, classes=classes)
+    found = tag.examples(tag.Config(labels), given)
+    numbers = np.arange(len(found.lengths[0]))
+    return found, found.make(numbers, data.Draw(0, 0, 0, numbers, length))
+
+
+ROW = (["alphabeta", "beta", "gam", "x", "delta"], ["A", "O", "B", "O", "A"])
+
+
+@pytest.mark.parametrize("vocab", [BERT, ROBERTA, GPT2, XLNET, T5], ids=lambda v: v.family)
+def test_labels_are_on_the_first_piece_of_each_word(tmp_path, vocab):
+    words, labels = ROW
+    _, (made, short) = of_data(tmp_path, [ROW, (["beta"], ["B"])], vocab, length=40)
+    said = vocab.tokens(made["ids"].tolist())
+    places = np.flatnonzero(made["weights"])
+    assert ["OAB"[n] for n in made["targets"][places]] == labels
+    assert not made["targets"][made["weights"] == 0].any() and short["weights"].sum() == 1
+    bounds = [*places.tolist(), len(said)]
+    special = {vocab.tokens([n])[0] for n in vocab.special.values()}
+    for word, first, last in zip(words, bounds, bounds[1:], strict=False):
+        pieces = [piece for piece in said[first:last] if piece not in special or word == "x"]
+        spelled = "".join(piece.removeprefix("##").lstrip("Ġ▁") for piece in pieces)
+        assert spelled.startswith(word) or word == "x"
+    # The words are read as they would be in one text.
+    if vocab not in (BERT,):
+        whole = vocab.pair(vocab.encode([" ".join(words)])[0])[0]
+        assert made["ids"].tolist() == whole
+
+
+def test_rows_that_do_not_fit(tmp_path):
+    rows = [ROW, (["beta"] * 9, ["O"] * 9), (["\u200b"], ["O"])]
+    found, made = of_data(tmp_path, rows, train=True, length=10, vocab=T5)
+    (part,) = found.parts
+    assert (part.kept, part.too_long) == (len(made), 3 - len(made) - part.empty)
+    with pytest.raises(
+        ValueError, match=r"^row 2 has \d+ tokens, data\.max_length is 10; raise it"
+    ):
+        of_data(tmp_path, rows[1:] * 2 if False else [rows[2], rows[1]], length=10)
+
+
+@pytest.mark.parametrize(
+    "row, settings, match",
+    [
+        ((["a", "b"], ["O"]), {}, "^row 2: 2 words, 1 tags; mend it"),
+        ((["a"], ["C"]), {}, '^row 2: label "C" is none of objective.labels = "O,A,B"'),
+        ((["a"], ["-1"]), {"labels": ""}, r"^row 2: label -1 is not one of the 3 classes 0\.\.2"),
+    ],
+)
+def test_a_wrong_row_is_told_by_its_number(tmp_path, row, settings, match):
+    good = (["a"], ["0" if settings else "O"])
+    for train in (True, False):
+        with pytest.raises(ValueError, match=match):
+            of_data(tmp_path, [good, row], train=train, **settings)

@@ -215,7 +215,7 @@ def _pieces(side, rows: int = 0) -> list[str]:
 def to_ctranslate2(run: Run, to: Path, shape: str = "") -> None:
     """A folder for `ctranslate2.Translator`, with the tokenizer's files beside the model."""
     if importlib.util.find_spec("ctranslate2") is None:
-        raise ValueError('--format=ctranslate2: pip install "tfx-research[export]"')
+        raise ValueError('--format=ctranslate2: pip install "tfx-research[ctranslate2]"')
     config, ids = run.model.config, run.tokenizer
     if not _is_translator(run):
         name = configs.to_dict(run.config)["model"]["name"]

@@ -47,7 +47,7 @@ def write(run: Run, to: Path, shape: str) -> None:
       ValueError: the shape is none, or longer than the model has positions for.
     """
     if importlib.util.find_spec("flatbuffers") is None:
-        raise ValueError('--format=jax: pip install "tfx-research[export]"')
+        raise ValueError("--format=jax writes with flatbuffers: pip install flatbuffers")
     model = models.build(dataclasses.replace(run.model.config, kernel="xla"))
     sizes = _sizes(shape, model.config)
     searches = "source" in model.INPUTS and getattr(model.config, "head", "lm") == "lm"
