@@ -20,45 +20,19 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-import jax
 import numpy as np
 from interleave import Contender, fastest, interleave, ratio, serve, table, variants
 
 import tfx
 from tfx import config, hosts
 from tfx.data import text
-from tfx.objectives.seq2seq import EOS
+from tfx.data.tokenizer import EOS
+from tfx.lab import exchange
 
 PEERS = {
     "ctranslate2": ("CTranslate2", dict(threads=(1, 2), inter=(1, 2))),
     "marian": ("HF generate", dict(threads=(1, 2))),
 }
-MARIAN = {
-    **{f"self_attention/{x}": f"self_attn.{x[0]}_proj" for x in ("query", "key", "value")},
-    **{f"cross_attention/{x}": f"encoder_attn.{x[0]}_proj" for x in ("query", "key", "value")},
-    "self_attention/out": "self_attn.out_proj",
-    "cross_attention/out": "encoder_attn.out_proj",
-    "feed_forward/up": "fc1",
-    "feed_forward/down": "fc2",
-    "self_norm": "self_attn_layer_norm",
-    "cross_norm": "encoder_attn_layer_norm",
-    "mlp_norm": "final_layer_norm",
-}
-
-
-def marian_arrays(params) -> dict[str, np.ndarray]:
-    """Parameters under the names of a Marian checkpoint; weights are [out, in]."""
-    arrays = {"model.shared.weight": np.asarray(params["target_embed"]["embedding"])}
-    stacks = {stack: params[stack]["layers"] for stack in ("encoder", "decoder")}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(stacks):
-        stack, *part, kind = (key.key for key in path)
-        name = f"{MARIAN['/'.join(part)]}.{'bias' if kind == 'bias' else 'weight'}"
-        for n, x in enumerate(np.asarray(leaf)):
-            if kind == "kernel":
-                inputs = x.size // x.shape[-1] if part[-1] == "out" else x.shape[0]
-            x = x.reshape(inputs, -1).T if kind == "kernel" else x.reshape(-1)
-            arrays[f"model.{stack}.layers.{n}.{name}"] = x
-    return arrays
 
 
 def search(args, beam: int) -> dict:
@@ -89,7 +63,7 @@ def write_task(args, run, path: Path) -> None:
     whole = config.to_json(dataclasses.replace(run.config, decode=decode))
     sentences = [np.int32([*ids, EOS]) for ids in run.tokenizer.source.encode(read_lines(args))]
     lengths, together = [len(ids) for ids in sentences], np.concatenate(sentences)
-    arrays = marian_arrays(run.params) | dict(sentences=together, lengths=lengths)
+    arrays = exchange.marian_arrays(run) | dict(sentences=together, lengths=lengths)
     np.savez(path, config=whole, vocab=run.tokenizer.vocab_sizes[1], **arrays)
 
 

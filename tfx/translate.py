@@ -182,7 +182,7 @@ class Run:
         with jax.set_mesh(self.mesh), self._compiling[source.shape, how, longest]:
             rows = sharding.put_batch(batch, self.mesh)
             found = self._searcher(
-                params, rows, jax.random.key(seed), self._ids, how, longest, least
+                params, rows, jax.random.key(seed), self.ids, how, longest, least
             )
         found = jax.device_get(found)
         return [self._texts(found, row) for row in range(len(ids))]
@@ -196,7 +196,7 @@ class Run:
         ]
 
     @functools.cached_property
-    def _ids(self) -> Ids:
+    def ids(self) -> Ids:
         """What begins, what ends, and what is never written: padding, what only begins, and rows
         of the embedding that no piece has."""
         begin, _, after = self.tokenizer.ends

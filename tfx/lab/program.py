@@ -47,7 +47,9 @@ def write(run: Run, to: Path, shape: str) -> None:
       ValueError: the shape is none, or longer than the model has positions for.
     """
     if importlib.util.find_spec("flatbuffers") is None:
-        raise ValueError("--format=jax writes with flatbuffers: pip install flatbuffers")
+        raise ValueError(
+            "--format=jax writes with flatbuffers: pip install 'tfx-research[program]'"
+        )
     model = models.build(dataclasses.replace(run.model.config, kernel="xla"))
     sizes = _sizes(shape, model.config)
     searches = "source" in model.INPUTS and getattr(model.config, "head", "lm") == "lm"
@@ -123,7 +125,7 @@ def _search(run: Run, model, sizes):
         limit_B = jnp.where(count_B > 0, jnp.minimum(count_B - around + how.extra, longest), 0)
         batch = inputs | {"limit": limit_B, "number": jnp.zeros(rows, jnp.uint32)}
         batch |= {"source_mask": token_BS.astype(jnp.int32)} if pad else {}
-        key, ids = jax.random.key(0), run._ids
+        key, ids = jax.random.key(0), run.ids
         found = translate.search([model], [nested(params)], batch, key, ids, how, longest, rows)
         return {
             "tokens": jnp.where(found.tokens_BWT < 0, pad, found.tokens_BWT),
