@@ -1,5 +1,6 @@
 """Question answering: windows over long contexts, answers as tokens, tokens as answers."""
 
+import json
 import re
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tfx.data import examples as data
+from tfx.data import sources, vocabulary
 from tfx.objectives import span_qa
 from tfx.objectives.inputs import Special
 
@@ -232,3 +235,121 @@ def test_the_mean_of_both_ends_over_rows_and_tokens_that_are_there():
     gradients = jax.grad(lambda *x: run(*x)[0], (0, 1))(jnp.asarray(start_BT), jnp.asarray(end_BT))
     for gradient in gradients:
         assert ((gradient != 0) == batch["mask"]).all()
+
+
+# Examples of a data set.
+
+PAGE = " ".join(f"In {1900 + n} the painter John sold {n} pictures in Paris;" for n in range(12))
+LINES = [PAGE, "Where did John sell pictures in 1905? Who was it?"] * 3
+VOCABULARIES = {
+    kind: vocabulary.learn(kind, size, LINES)
+    for kind, size in (("bert", 90), ("roberta", 300), ("xlnet", 52))
+}
+
+
+def squad(place, *questions, context=PAGE, name="squad.json"):
+    """A file: (question, answers), answers being texts or (text, start)."""
+
+    def answer(one):
+        text, start = one if isinstance(one, tuple) else (one, context.find(one))
+        return {"text": text, "answer_start": start}
+
+    asked = [
+        {"id": f"q{n}", "question": question, "answers": [*map(answer, answers)]}
+        for n, (question, answers) in enumerate(questions)
+    ]
+    for each in asked:
+        each |= {} if each["answers"] else {"is_impossible": True}
+    paragraphs = [{"context": context, "qas": asked}]
+    (place / name).write_text(json.dumps({"version": "2.0", "data": [{"paragraphs": paragraphs}]}))
+    return str(place / name)
+
+
+def opened(place, spec, kind="bert", train=False, length=48, no_answer=True, stride=10):
+    corpora = sources.open_split("files", spec, "", "train", "questions")
+    vocab = VOCABULARIES[kind]
+    given = data.Given(corpora, vocab, place / "data", train, length, 512)
+    config = span_qa.Config(stride=stride, no_answer=no_answer)
+    return span_qa.Questions(config, given), span_qa.examples(config, given)
+
+
+def made(examples):
+    numbers = np.arange(len(examples.lengths[0]))
+    return examples.make(numbers, data.Draw(0, 0, 0, numbers, 48))
+
+
+ASKED = [
+    ("Who?", ["John", "painter John"]),
+    ("Where in 1911?", [("Paris", PAGE.rindex("Paris"))]),
+    ("How many?", ["7 pictures in Paris", "7"]),
+    ("Why?", []),
+    ("All of it?", [PAGE]),
+]
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("kind", VOCABULARIES)
+def test_answers_of_a_file_are_found_back_from_some_window(tmp_path, kind, train):
+    read, examples = opened(tmp_path, squad(tmp_path, *ASKED), kind, train)
+    assert len(read) == 5 and read.answers == [answers_of(each) for _, each in ASKED]
+    rows = made(examples)
+    assert len(rows) == len(read.lengths) == sum(part.kept for part in examples.parts) > 10
+    found, special = {n: set() for n in range(5)}, VOCABULARIES[kind].special
+    for number, (row, length) in enumerate(zip(rows, read.lengths, strict=True)):
+        window, at = read.window(number), int(read.question_of[number])
+        assert row.keys() == examples.axes.keys() and len(row["ids"]) == length <= 48
+        assert all((window[key] == row[key]).all() for key in row)
+        start, end, places = int(row["start"]), int(row["end"]), window["at"]
+        if window["impossible"]:
+            assert start == end and row["ids"][start] == special["cls"]
+            continue
+        question = read.question(at)
+        assert question.text == PAGE and question.id == f"q{at}"
+        first, last = (int(question.offsets[places[n]][k]) for k, n in enumerate((start, end)))
+        assert question.text[first:last] == read.answers[at][0]
+        found[at].add((first, last))
+    # The first answer of each; that there is none, and what no window holds, is nowhere.
+    starts = [PAGE.index("John"), PAGE.rindex("Paris"), PAGE.index("7 pictures")]
+    assert [[first for first, _ in found[n]] for n in range(3)] == [[n] for n in starts]
+    assert not found[3] and not found[4]
+
+
+def answers_of(answers):
+    return [answer[0] if isinstance(answer, tuple) else answer for answer in answers]
+
+
+def test_windows_depend_on_their_length_and_stride(tmp_path):
+    spec = squad(tmp_path, *ASKED)
+    changes = ({}, {"length": 40}, {"stride": 9}, {"length": 40, "stride": 9})
+    each = [opened(tmp_path, spec, **change)[1] for change in changes]
+    assert len({examples.fingerprint for examples in each}) == 4
+    assert len({len(examples.lengths[0]) for examples in each}) > 2
+
+
+def test_several_files_count_their_own_windows(tmp_path):
+    specs = [
+        squad(tmp_path, *ASKED[:2], name="a.json"),
+        squad(tmp_path, ASKED[0], context="John.", name="b.json"),
+    ]
+    read, examples = opened(tmp_path, " ".join(specs))
+    counts = [part.kept for part in examples.parts]
+    assert counts == [int((read.question_of < 2).sum()), 1] and sum(counts) == len(read.lengths)
+
+
+@pytest.mark.parametrize(
+    "questions, settings, match",
+    [
+        ([("Who?", [("John", 3)])], {}, r"question q0: its answer 'John' is not at character 3 of"),
+        (ASKED, {"no_answer": False}, r"question q3 has no answer; set objective\.no_answer=true"),
+        (
+            [("Who " * 60, ["John"])],
+            {},
+            r"question q0: its \d+ tokens leave no room for the cont",
+        ),
+    ],
+)
+def test_a_wrong_question_is_refused_before_training(tmp_path, questions, settings, match):
+    for train in (True, False):
+        with pytest.raises(ValueError, match=match) as raised:
+            opened(tmp_path, squad(tmp_path, *questions), train=train, **settings)
+        assert "\n" not in str(raised.value)
