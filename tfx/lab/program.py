@@ -48,7 +48,7 @@ def write(run: Run, to: Path, shape: str) -> None:
     """
     if importlib.util.find_spec("flatbuffers") is None:
         raise ValueError(
-            "--format=jax writes with flatbuffers: pip install 'tfx-research[program]'"
+            '--format=jax writes with flatbuffers: pip install "tfx-research[program]"'
         )
     model = models.build(dataclasses.replace(run.model.config, kernel="xla"))
     sizes = _sizes(shape, model.config)
