@@ -92,9 +92,14 @@ def _found(folder: Path, file: str) -> Path | None:
 
 
 def _ready(made: list[str], known: dict[str, str], folder: Path) -> dict[str, str]:
-    """What was made before, here or elsewhere, and its sha256."""
+    """What was made before, here or elsewhere, unpacked, and its sha256."""
     found = {file: path for file in made if file in known and (path := _found(folder, file))}
-    return {file: _checked(at, known[file], at != folder / file) for file, at in found.items()}
+    ready = {file: _checked(at, known[file], at != folder / file) for file, at in found.items()}
+    for file, at in found.items():
+        if at != folder / file:  # configs name the plain one
+            with gzip.open(at) as packed, (folder / file).open("wb") as plain:
+                shutil.copyfileobj(packed, plain)
+    return ready
 
 
 def _by_hand(places: list[dict], have: dict) -> str:

@@ -156,7 +156,6 @@ def test_a_head_of_other_classes_starts_anew(text, folder, tmp_path):
 @pytest.mark.parametrize(
     "name, family, objective, head",
     [
-        ("roberta/RobertaForMaskedLM", "roberta", "classify", "classify"),
         ("distilbert/DistilBertForMaskedLM", "distilbert", "classify", "classify"),
         ("bert/BertModel", "bert", "masked_lm", "mlm"),
     ],

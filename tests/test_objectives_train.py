@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -65,7 +66,6 @@ HEADS = {"causal_lm": "causal", "masked_lm": "mlm", "permutation_lm": "lm"}
 SIZE = {"gpt2": "small", "t5": "small"}
 ALL = [(name, family) for name, (_, families, _) in CASES.items() for family in families]
 QUICK = [
-    ("masked_lm next", "roberta"),
     ("permutation_lm", "xlnet"),
     ("multiple_choice", "gpt2"),
     ("span_qa", "distilbert"),
@@ -107,6 +107,7 @@ def config_of(folder, name, family, **changes):
     objective, _, settings = CASES[name]
     config = configs.tiny(configs.defaults(family, SIZE.get(family, "base"), objective))
     config.optim.update(name="sgd", lr=0.1, schedule="constant")
+    config.batch.update(tokens=256, shapes=1)
     config.tokenizer.path = str(folder / family.removeprefix("distil"))
     config.eval.every = 0
     if "head" in config.model:
@@ -193,10 +194,11 @@ def one_step(config, where, data=1):
     with jax.set_mesh(mesh):
         parts = training.put_together(config, Path(where), mesh, lambda line: None)
         step = training.make_train_step(config, parts.loss, parts.tx, parts.shardings)
+        first = training.create_state(config, parts.model, parts.tx, parts.shardings)
 
     def run(batch):
         with jax.set_mesh(mesh):
-            state = training.create_state(config, parts.model, parts.tx, parts.shardings)
+            state = jax.tree.map(jnp.copy, first)  # for a step takes it
             state, sums = step(state, sharding.put_batch(batch, mesh), parts.frozen)
             return jax.device_get((sums, state.params))
 
@@ -213,9 +215,7 @@ def alike(one, other):
 
 
 ALIKE = [
-    ("causal_lm", "gpt2"),
     ("permutation_lm", "xlnet"),
-    ("tag", "roberta"),
     ("multiple_choice", "bert"),
 ]
 QUIET = {"model.dropout": 0.0, "model.attention_dropout": 0.0, "model.mlp_dropout": 0.0} | {
@@ -295,7 +295,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(folder, tmp_path, saved, ca
 # Teachers.
 
 
-@pytest.mark.parametrize("name", TEACHERS)
+@pytest.mark.parametrize("name", ["distill", pytest.param("distill_task", marks=pytest.mark.slow)])
 def test_a_teacher_never_moves(folder, tmp_path, name):
     config, mesh = config_of(folder, name, "distilbert"), sharding.make_mesh()
     wanted = pretrained.read(config.objective.teacher).params
@@ -319,9 +319,15 @@ def test_a_teacher_never_moves(folder, tmp_path, name):
     [
         ("distill", {"head": "classify"}, "does not predict tokens; name one of head mlm or pre"),
         ("distill", {"width": 32}, "is 32 wide, the model 16; set objective.cosine = 0, or model"),
-        ("distill", {"vocab": 448}, r"has 448 rows of vocabulary, the model 400; set model.vocab"),
+        pytest.param(
+            *(
+                "distill",
+                {"vocab": 448},
+                "has 448 rows of vocabulary, the model 400; set model.voc",
+            ),
+            marks=pytest.mark.slow,
+        ),
         ("distill_task", {"classes": 3}, "tells 3 classes apart, the model 2; name a classifier"),
-        ("distill_task", {"head": "mlm"}, "tells 0 classes apart, the model 2; name a classifier"),
     ],
 )
 def test_a_teacher_of_another_kind_is_refused(folder, tmp_path, name, settings, match):

@@ -388,7 +388,7 @@ def test_what_lies_there_from_elsewhere_is_taken(script, made, web, out, capsys)
     # The archive is not asked for, for nothing of it is wanted; rows are made of what is there.
     assert code == 2 and "input.txt cannot be fetched" in error
     assert "rows.pairs.jsonl <- rows.jsonl\n" in printed and (out / "rows.pairs.jsonl").exists()
-    assert "a.zip <-" not in printed and not (out / "train.txt").exists()
+    assert "a.zip <-" not in printed and (out / "train.txt").read_bytes() == b"elsewhere"
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,8 @@ def make_loss(config: Config, model, teacher: nn.Module | None = None):
     sums); `frozen` are the parameters of the teacher, if it has one."""
     home, settings = objective(config), dataclasses.asdict(config.objective)
     known = inspect.signature(home.loss).parameters
-    chosen = {name: value for name, value in settings.items() if name in known}
+    # A config names the teacher; the loss takes what it says.
+    chosen = {name: x for name, x in settings.items() if name in known and name != "teacher"}
     task = home.loss
     if settings.get("language"):
         task = causal_lm.with_task(task, settings["language"])
@@ -151,6 +152,12 @@ def open_batches(
     """
     train, c = split == "train" if train is None else train, config
     examples = objective(c).examples(c.objective, given(c, ids, directory, split, train, say))
+    types = getattr(c.model, "types", 2 if models.family(c.model) is models.xlnet else 1)
+    if "types" in examples.axes and types == 1:
+        raise ValueError(
+            f"tokenizer.kind = {ids.kind} marks two texts by token types, which this model does "
+            "not tell apart; use the tokenizer of its own family"
+        )
     if train and c.batch.kind == "pack" and examples.unit != "pairs":
         raise ValueError(f"batch.kind = pack: packs pairs, not {examples.unit}; set it to bucket")
     batches = pipeline.Batches(

@@ -402,3 +402,10 @@ def test_a_prefetched_run_equals_the_plain_one():
         assert np.array_equal(batch["source"], batches.batch(step)["source"])
         if step == 8:
             break
+
+
+@pytest.mark.parametrize("longest, shape", [(29, 30), (30, 30), (31, 32), (27, 28)])
+def test_evaluation_rounds_up_to_the_longest_allowed_row_at_most(longest, shape):
+    """A model has no more positions than that; what is longer is not its text."""
+    made = whole(toy([(longest - 1, 3), (5, 5)]), train=False, max_length=30, shapes=1)
+    assert made.shapes[0][1:] == (shape, shape)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tfx.objectives import classify, distill_task
 
@@ -31,3 +32,8 @@ def test_the_student_alone_learns_and_from_rows_with_tokens_alone():
     arguments = jnp.asarray(MINE), jnp.asarray(THEIRS)
     mine, theirs = jax.grad(lambda *x: run(*x, soft=1.0)[0], (0, 1))(*arguments)
     assert not theirs.any() and mine[:2].any(-1).all() and not mine[2].any()
+
+
+def test_a_teacher_of_other_classes_is_refused():
+    with pytest.raises(ValueError, match="tells 3 classes apart, the model 4; name a classifier"):
+        run(MINE, THEIRS[:, :3])

@@ -329,7 +329,7 @@ def test_windows_depend_on_their_length_and_stride(tmp_path):
 def test_several_files_count_their_own_windows(tmp_path):
     specs = [
         squad(tmp_path, *ASKED[:2], name="a.json"),
-        squad(tmp_path, ASKED[0], context="John.", name="b.json"),
+        squad(tmp_path, ("Who?", ["John"]), context="John.", name="b.json"),
     ]
     read, examples = opened(tmp_path, " ".join(specs))
     counts = [part.kept for part in examples.parts]
