@@ -14,8 +14,12 @@ README = (ROOT / "README.md").read_text()
 
 
 def commands():
-    text = README + (ROOT / "scripts" / "quickstart.sh").read_text().replace("\\\n", " ")
+    text = README + (ROOT / "docs" / "tasks.md").read_text()
+    text += (ROOT / "scripts" / "quickstart.sh").read_text().replace("\\\n", " ")
     found = re.findall(r"(?:^ *|; )tfx ([a-z].*?)(?: +#.*|;.*)?$", text, re.M)
+    # What is to be started from is not there; a shape of its kind is.
+    found = [re.sub(r"(--config=\w+:)(?:runs|models)/[\w-]+", r"\1bert-base", c) for c in found]
+    found = [c.replace("summarise:bert", "summarise:t5") for c in found]
     found = [c.replace('"$run"', "runs/q").replace("$run", "runs/q") for c in found]
     return [c for c in found if c.split()[0] in main.VERBS]
 
