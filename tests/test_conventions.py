@@ -19,7 +19,7 @@ LAYERS = [
     ["nn", "decode", "choose", "sharding", "metrics", "bucket", "data"],
     ["models", "objectives"],
     [
-        *("config", "schema", "cli", "workdir", "assemble", "adopt", "scores"),
+        *("config", "schema", "cli", "workdir", "assemble", "adopt", "scores", "start"),
         *("checkpoint", "pretrained", "state"),
         *("optim", "hosts", "flops"),
     ],
@@ -41,6 +41,7 @@ OF_THE_WHOLE = {
     "configs",
     "journey",
     "mesh_matrix",
+    "objectives_train",
     "readme",
     "two_hosts",
 }  # tests that mirror no file
