@@ -21,36 +21,61 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from tfx.schema import MESHES, Config, misfits
+from tfx.schema import MESHES, Config, Tokenizer, misfits
 
 # --------------------------------------------------------- from a file to a dict
 
 BUILT_IN = Path(__file__).parent.parent / "configs"  # in a checkout; a wheel has none
 
-# What `tiny` makes of a config: these texts, and at most these numbers.
+# What `tiny` makes of a config: these texts and switches, and at most these numbers.
 _TINY = {
     "data": dict(source="synthetic", train="valid", valid="valid", test="test", fields="")
     | dict(max_length=32),
-    "model": dict(width=16, depth=1, decoder_depth=1, heads=2, key_width=8, value_width=8, mlp=32),
-    "tokenizer": dict(vocab=200, path=""),
+    "model": dict(width=16, depth=1, decoder_depth=1, heads=2, key_width=8, value_width=8, mlp=32)
+    | dict(vocab=0),
+    "objective": dict(copies=1, predictions=0, reuse=0, stride=64, no_answer=True),
+    "tokenizer": dict(vocab=400, path=""),
     "batch": dict(tokens=256, shapes=1),
-    "optim": dict(warmup=1),
-    "train": dict(steps=2, log_every=1),
+    "optim": dict(warmup=1, frozen=""),
+    "train": dict(steps=2, accum=1, log_every=1),
     "eval": dict(every=2),
     "checkpoint": dict(every=2),
     "decode": dict(beam=2, extra=8, tokens=256),
 }
+# The same of what is longer than a sentence.
+_TINY_TEXTS = {"data": dict(max_length=128, truncate=True), "batch": dict(tokens=2048)}
+# The kind of tokenizer that a family reads, where it is not one of translation.
+TOKENIZERS = dict(bert="bert", distilbert="bert", roberta="roberta", gpt="gpt2", gpt2="gpt2")
+TOKENIZERS |= dict(t5="t5", xlnet="xlnet")
+# What pre-training made of a model, and another head makes anew.
+OF_THE_HEAD = ("pooler", "pooler_dropout", "bi_data")
 
 
 def defaults(
     model: str = "transformer", size: str = "base", objective: str = "seq2seq"
 ) -> ConfigDict:
-    """Every key with its default value, locked: where a config file starts."""
+    """Every key with its default value, locked: where a config file starts. The tokenizer is of
+    the model's kind, and the head one that the objective trains, if the model has such a one."""
     family = _family(model)
     if size not in family.SIZES:
         raise ValueError(f'size "{size}" of {model}: choose from {", ".join(family.SIZES)}')
-    shape = family.Config(**family.SIZES[size])
-    return thaw(Config(shape, _objective(objective).Config()))
+    shape, learned = family.Config(**family.SIZES[size]), _objective(objective).Config()
+    tokenizer = Tokenizer(kind=TOKENIZERS.get(model, "bpe"))
+    return thaw(Config(headed(shape, objective) or shape, learned, tokenizer=tokenizer))
+
+
+def headed(model: Any, objective: str) -> Any:
+    """A model's config with a head that an objective trains; None where it has no such one."""
+    from tfx.models import family
+
+    home, learned = family(model), _objective(objective)
+    if getattr(model, "head", "lm") not in learned.HEADS:
+        known = get_args(get_type_hints(home.Config).get("head"))
+        if not (fitting := [head for head in learned.HEADS if head in known]):
+            return None
+        anew = {k: v for k, v in vars(home.Config()).items() if k in OF_THE_HEAD}
+        model = dataclasses.replace(model, head=fitting[0], **anew)
+    return model if learned.READS in home.MODEL(model).INPUTS else None
 
 
 def variant(arg: str, *choices: str) -> tuple[str, bool]:
@@ -59,20 +84,31 @@ def variant(arg: str, *choices: str) -> tuple[str, bool]:
     """
     words = [word for word in arg.split(",") if word]
     named = [word for word in words if word != "tiny"]
+    known = (*choices, "tiny")
     if len(named) > 1 or not {*named} <= {*choices}:
-        raise ValueError(f'variant "{arg}": choose from {", ".join((*choices, "tiny"))}')
+        hint = did_you_mean(next((word for word in named if word not in choices), ""), known)
+        raise ValueError(f'variant "{arg}": choose from {", ".join(known)}{hint}')
     return (named or [*choices, ""])[0], "tiny" in words
 
 
 def tiny(config: ConfigDict) -> ConfigDict:
     """Shrink any config, in place, to two steps that take seconds: what CI trains.
 
-    It reads the embedded corpus, and trains on the small validation split of it.
+    It reads the embedded corpus, or the exercises made of it, and trains on the small validation
+    split. A distillation needs its teacher still.
     """
+    from tfx.data.exercises import CLASSES, TAGS
+
+    rows = _objective(config.objective.name).ROWS
     for section, values in _TINY.items():
+        values = values | (_TINY_TEXTS.get(section, {}) if rows != "pair" else {})
         for key in values.keys() & config[section].keys():
             old, new = config[section][key], values[key]
-            config[section][key] = new if isinstance(new, str) else min(new, old)
+            config[section][key] = new if isinstance(new, str | bool) else min(new, old)
+    if "labels" in config.objective:
+        names = {"labelled": CLASSES, "tagged": TAGS}.get(rows, ())
+        config.objective.labels = ",".join(names)
+        config.model.update({"classes": len(names)} if names else {})
     config.eval.sentences, config.init_from = 4, ""
     return config
 
