@@ -130,7 +130,8 @@ def test_a_mistake_is_one_line(words, expected, capsys):
 
 def test_a_variant_that_is_not_there_is_one_line_with_its_place(capsys):
     text = error(capsys, "config", "--config=wmt14_en_de:bg")
-    assert re.search(r'wmt14_en_de\.py:\d+: variant "bg": choose from base, big, .*tiny$', text)
+    expected = r'wmt14_en_de\.py:\d+: variant "bg": choose from base, .*, tiny; did you mean big\?$'
+    assert re.search(expected, text)
 
 
 @pytest.mark.parametrize(

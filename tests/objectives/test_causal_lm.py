@@ -23,35 +23,6 @@ def nll_BT(states_BTD, targets_BT):
     return np.log(np.exp(logits).sum(-1)) - chosen
 
 
-def test_documents_stand_between_separators():
-    stream = causal_lm.join([[5, 6], [], [7]], separator=0)
-    assert stream.tolist() == [0, 5, 6, 0, 0, 7, 0] and stream.dtype == np.int32
-    assert causal_lm.join([], 0).tolist() == [0]
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 8, 9, 10, 25])
-@pytest.mark.parametrize("length, stride", [(1, None), (4, None), (4, 1), (4, 3), (100, 7)])
-def test_every_token_but_the_first_is_predicted_once(count, length, stride):
-    times = np.zeros(count, int)
-    for start, stop, seen in causal_lm.blocks(count, length, stride):
-        assert 2 <= stop - start <= length + 1
-        example = causal_lm.make_example(np.arange(start, stop), seen=seen)
-        assert example["weights"].any()
-        np.add.at(times, example["targets"], example["weights"].astype(int))
-    assert times.tolist() == [0, *[1] * (count - 1)][:count]
-
-
-def test_with_a_stride_all_but_the_first_block_have_context():
-    blocks = causal_lm.blocks(20, 8, 2)
-    assert blocks[0] == (0, 9, 0) and {seen for _, _, seen in blocks[1:]} == {6}
-
-
-@pytest.mark.parametrize("stride", [0, 9, -1])
-def test_a_stride_that_leaves_tokens_out_is_refused(stride):
-    with pytest.raises(ValueError, match=r"1\.\.8"):
-        causal_lm.blocks(20, 8, stride)
-
-
 def test_a_block_predicts_its_next_tokens():
     made = causal_lm.make_example([3, 4, 5], seen=1)
     assert {key: x.tolist() for key, x in made.items()} == {
@@ -159,17 +130,6 @@ def test_every_token_of_every_text_is_predicted_once(tmp_path, stride, separate)
     ends = "|"  # that a text ends is predicted too
     said = "".join(ends if id == SEP else CHARS.tokens([id])[0] for id in predicted)
     assert said == "abc|defgh|i|" + "jj|a|"
-
-
-def test_blocks_are_those_of_the_rule(tmp_path):
-    """Of one corpus, the same blocks as `blocks` cuts."""
-    stream = causal_lm.join(CHARS.encode(["abc", "defgh", "i"]), SEP)
-    for stride in (1, 2, 4):
-        _, made = examples(tmp_path, TEXTS[0], stride=stride)
-        wanted = causal_lm.blocks(len(stream), 4, stride)
-        for block, (start, stop, seen) in zip(made, wanted, strict=True):
-            want = causal_lm.make_example(stream[start:stop], seen=seen)
-            assert all((block[key] == x).all() for key, x in want.items())
 
 
 def test_training_has_full_blocks_without_a_stride(tmp_path):

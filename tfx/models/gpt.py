@@ -136,8 +136,8 @@ def unspecial(config: Config) -> dict:
     activations = {"gelu_tanh": "gelu", "relu": "relu", "silu": "silu"}
     if config.activation not in activations or config.mlp != 4 * config.width:
         raise ValueError(
-            f"model.activation = '{config.activation}', model.mlp = {config.mlp}: GPT in Hugging "
-            f"Face's files has {', '.join(activations)}, and an mlp of 4 widths"
+            f"model.activation = '{config.activation}', model.mlp = {config.mlp}: Hugging Face's "
+            f"GPT has {', '.join(activations)}, and an mlp of 4 widths; --format=jax writes any"
         )
     afn = activations[config.activation]
     return about_head(config) | {"model_type": "openai-gpt", "afn": afn}

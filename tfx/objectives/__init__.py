@@ -6,9 +6,8 @@
     loss(apply, params, batch, rngs, train, **settings) -> (sum, weight, sums)        jax
 
 The mean of each of the sums is over the weight, but for those that `OVER` names. `examples` is
-made of `make_example`, which knows one row and no data set; where one thing becomes several rows
-there is `make_examples`: of span_qa, a question with a long context; of distill, the rows of a
-batch, which share a budget of masked tokens.
+made of `make_example`, which knows one row and no data set; span_qa has `make_examples`, for a
+question with a long context becomes several rows.
 """
 
 from tfx.objectives import (

@@ -5,7 +5,6 @@ block    ids      x1 x2 ... xn
          targets  x2 x3 ... xn+1                of which the next block's ids begin with xn+1
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -62,43 +61,13 @@ def examples(config: Config, given: data.Given) -> data.Examples:
     )
 
 
-def join(documents: Iterable, separator: int) -> np.ndarray:
-    """The ids of documents as one stream, with a separator before, between and after them: every
-    token of every document is then predicted, and so is its end."""
-    parts = [[separator]]
-    for ids in documents:
-        parts += [ids, [separator]]
-    return np.concatenate([np.asarray(part, np.int32) for part in parts])
-
-
-def blocks(count: int, length: int, stride: int | None = None) -> list[tuple[int, int, int]]:
-    """Where to cut a stream of `count` tokens so that each but the first is predicted once.
-
-    Args:
-      length: tokens that a block predicts, at most: the last one may be shorter.
-      stride: how many of them are new to it; the others are context, so that no token is
-        predicted from little (evaluation). None: all.
-
-    Returns:
-      (start, stop, seen): ids of the block, and how many of its targets are context.
-
-    Raises:
-      ValueError: the stride would leave tokens out.
-    """
-    stride = length if stride is None else stride
-    if not 1 <= stride <= length:
-        raise ValueError(f"a stride of {stride} with blocks of {length}: choose from 1..{length}")
-    starts = range(0, max(count - 1 - (length - stride), min(count - 1, 1)), stride)
-    return [(n, min(n + length + 1, count), (length - stride) * (n > 0)) for n in starts]
-
-
 def make_example(
     ids, rng=None, *, seen: int = 0, separator: int | None = None
 ) -> dict[str, np.ndarray]:
     """A block: its tokens but the last, and its tokens but the first as what they predict.
 
     Args:
-      ids: two tokens or more; see `join` for how a document begins and ends.
+      ids: two tokens or more.
       seen: leading targets that are context, of weight 0.
       separator: where it is given, documents do not see each other: `segments` counts them from
         1 and `positions` from 0 within each, a separator being the first of its document. None:

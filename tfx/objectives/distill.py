@@ -9,7 +9,7 @@ student starts as every second layer of its teacher.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -51,24 +51,24 @@ def token_weights(counts: np.ndarray, special: Special) -> np.ndarray:
     return weights
 
 
-def make_examples(
-    rows: Sequence[dict],
+def make_example(
+    inputs: dict,
     rng: np.random.Generator,
     *,
     special: Special,
     weights: np.ndarray,
     rate: float = 0.15,
-) -> list[dict[str, np.ndarray]]:
-    """The rows of a batch, ceil(rate * tokens) of their tokens masked, wherever in it they are.
+) -> dict[str, np.ndarray]:
+    """A row, ceil(rate * tokens) of its tokens masked; the authors count those of a whole batch.
 
     Args:
-      rows: of `inputs.frame`.
+      inputs: of `inputs.frame`.
       weights: [vocab], see `token_weights`; random tokens are drawn from all ids.
 
     Returns:
-      The rows with masked `ids`, and `targets` [T] and `weights` [T]: 1 where one was chosen.
+      The row with masked `ids`, and `targets` [T] and `weights` [T]: 1 where one was chosen.
     """
-    ids = np.concatenate([row["ids"] for row in rows])
+    ids = inputs["ids"]
     count = min(math.ceil(rate * len(ids)), np.count_nonzero(weights[ids]))
     with np.errstate(divide="ignore"):  # the first arrivals of a race: drawn without replacement
         arrivals = rng.exponential(size=len(ids)) / weights[ids]
@@ -77,14 +77,7 @@ def make_examples(
     changed = masked_lm.replace(ids, masked, drawn, special.get("mask"), rng)
     scored = np.zeros(len(ids), np.float32)
     scored[masked] = 1
-    cuts = np.cumsum([len(row["ids"]) for row in rows])[:-1]
-    parts = zip(rows, *(np.split(x, cuts) for x in (changed, ids, scored)), strict=True)
-    return [row | {"ids": new, "targets": old, "weights": w} for row, new, old, w in parts]
-
-
-def make_example(inputs: dict, rng: np.random.Generator, **settings) -> dict[str, np.ndarray]:
-    """One row, as a batch of its own: see `make_examples`."""
-    return make_examples([inputs], rng, **settings)[0]
+    return inputs | {"ids": changed, "targets": ids, "weights": scored}
 
 
 def loss(
@@ -172,38 +165,6 @@ def student_layers(teacher: int, student: int) -> list[int]:
         raise ValueError(f"a student of {student} layers of a teacher of {teacher}: at most these")
     last = max(student - 1, 1)
     return [(2 * n * (teacher - 1) + last) // (2 * last) for n in range(student)]
-
-
-def student_parameters(student: dict, teacher: dict, layers: Sequence[int]) -> dict:
-    """The teacher's parameters in the shape of the student's.
-
-    Args:
-      student: its tree, of arrays or shapes. Stacks hold theirs under `layers`, along their
-        leading axis.
-      teacher: its tree; what the student does not have is left.
-      layers: which of the teacher's to take.
-
-    Raises:
-      ValueError: the teacher does not have what the student needs, all of which is listed.
-    """
-    found = {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(teacher)}
-    missing = []
-
-    def take(path, like):
-        name = jax.tree_util.keystr(path)
-        array = found.get(name)
-        stacked = any(getattr(key, "key", None) == "layers" for key in path)
-        if array is not None and stacked:
-            array = array[np.asarray(layers)]
-        if array is None or array.shape != like.shape:
-            has = "nothing" if array is None else array.shape
-            missing.append(f"{name} {like.shape}: the teacher has {has}")
-        return array
-
-    taken = jax.tree.map_with_path(take, student)
-    if missing:
-        raise ValueError(f"no student of this teacher: {'; '.join(missing)}")
-    return taken
 
 
 def examples(config: Config, given: data.Given) -> data.Examples:
