@@ -1,11 +1,20 @@
 """Eight devices to shard over, strictness that finds bugs for nothing, and a toy corpus."""
 
 import os
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 import random
 import tempfile
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Programs run a few times here: compile them quickly, not well; and once, for many tests have the
+# same. Whoever is started by this process, workers and what tests start, has these settings too.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory()
+    os.environ |= {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": _compiled.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
 
 import jax
 import pytest
@@ -14,17 +23,10 @@ from tfx import config as configs
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Programs run a few times here: compile them quickly, not well.
-jax.config.update("jax_disable_most_optimizations", True)
 if jax.__version_info__ < (0, 11):  # later versions do not know the flag
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
     )
-# Many tests train the same tiny program: compile it once.
-_compiled = tempfile.TemporaryDirectory()
-jax.config.update("jax_compilation_cache_dir", _compiled.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 @pytest.fixture(scope="session")

@@ -243,6 +243,12 @@ def test_a_tokenizer_of_another_size(text, folder, tmp_path):
     refused(config, tmp_path / "run", r"says vocab_size=59, the tokenizer has 61 ids; put the")
 
 
+def test_two_places_for_one_tokenizer(text, run, tmp_path):
+    changes = dict(init_from=str(run), tokenizer__path=str(tmp_path / "other"))
+    config = config_of(text, "classify", **changes, **CLASSIFY)
+    refused(config, tmp_path / "run", "the tokenizer is that of init_from = .*; leave one of them")
+
+
 def test_a_folder_without_a_tokenizer_or_without_anything(text, tmp_path):
     bare = FIXTURES / "bert/BertForMaskedLM"
     config = config_of(text, "classify", init_from=str(bare), **CLASSIFY)

@@ -153,7 +153,6 @@ def cloud(tmp_path_factory):
         "TENSORSTORE_GCS_HTTP_URL": server.url,
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
         **{name: f"{tmp_path_factory.mktemp(name)}" for name in ("XDG_CACHE_HOME", "TMPDIR")},
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
@@ -380,7 +379,7 @@ def test_a_run_may_start_from_weights_in_a_bucket(run, toy_config, tmp_path):
 def start(cloud):
     """A function: start a command in a process of its own."""
     root, started = Path(__file__).parent.parent, []
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": f"{root}"}
+    env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": f"{root}"}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 
     def make(*words, cwd=root):

@@ -81,7 +81,12 @@ def alone():
     return losses(settings(), one_device())
 
 
-@pytest.mark.parametrize("name", SHAPES)
+def also(name):
+    """Others cut in this way and in one more."""
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [*map(also, ("dp", "fsdp", "tp")), "fsdp_tp", "sp", "all"])
 def test_twenty_steps_are_those_of_one_device(alone, name, capfd):
     """Dropout included. What differs is the order of sums in float32."""
     found, _ = losses(settings(), sharding.make_mesh(**SHAPES[name]))
@@ -127,8 +132,8 @@ def test_parameters_updates_and_activations_lie_as_the_tables_say(name):
     assert all(any(f'"{axis}"' in each for each in found) for axis in cuts)
 
 
-@pytest.mark.parametrize("name", ["dp", "fsdp_tp", "sp"])
-@pytest.mark.parametrize("method", ["beam", "greedy"])
+@pytest.mark.parametrize("name", [also("dp"), "fsdp_tp", "sp"])
+@pytest.mark.parametrize("method", ["beam", also("greedy")])
 def test_translations_are_those_of_one_device(name, method):
     config = settings()
     lines = [f"line {n} " + "abc " * (n % 5) for n in range(11)] + [""]

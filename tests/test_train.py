@@ -94,7 +94,7 @@ def test_no_program_is_compiled_after_every_shape_was_met(toy_config, tmp_path):
 
 def test_training_learns(toy_config, tmp_path):
     config = toy_config(
-        {"train.steps": 150, "train.log_every": 50, "model.dropout": 0.0, "eval.every": 75}
+        {"train.steps": 60, "train.log_every": 30, "model.dropout": 0.0, "eval.every": 30}
     )
     train(config, tmp_path)
     losses = [row["nll"] for row in metrics.read(tmp_path, "valid")]
@@ -128,7 +128,12 @@ def batch(toy_config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "shape", [dict(fsdp=8, data=1), dict(fsdp=2, tensor=2), dict(tensor=2, sequence=2)]
+    "shape",
+    [
+        pytest.param(dict(fsdp=8, data=1), marks=pytest.mark.slow),
+        dict(fsdp=2, tensor=2),
+        pytest.param(dict(tensor=2, sequence=2), marks=pytest.mark.slow),
+    ],
 )
 def test_every_mesh_gives_the_same_run(toy_config, tmp_path, batch, shape):
     # Not Adam: it blows up rounding noise where a gradient is zero (the keys' biases).

@@ -56,14 +56,10 @@ def launch(count, devices, code, *words, each=lambda number, where: ()):
     """Start processes that run `code`; `each` gives further words for one of them."""
     with socket.create_server(("", 0)) as server:
         where = f"127.0.0.1:{server.getsockname()[1]}"
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-    }
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     begin = f"""
 import sys, jax
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
-jax.config.update("jax_disable_most_optimizations", True)
 {code}"""
     command = lambda n: [sys.executable, "-c", begin, devices, *words, *each(n, where)]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)

@@ -47,9 +47,18 @@ def lines(config: Config, split: str, most: int = 0) -> tuple[list[str], list[st
 
 def open_tokenizer(config: Config, directory: Path, say=silent):
     """The workdir's tokenizer; at first use it is that of `init_from`, or the one that is named,
-    or is learned from the training text; and kept."""
+    or is learned from the training text; and kept.
+
+    Raises:
+      ValueError: `init_from` and `tokenizer.path` are two places.
+    """
+    if len(places := {config.init_from, config.tokenizer.path} - {""}) > 1:
+        raise ValueError(
+            f"tokenizer.path = {config.tokenizer.path}: the tokenizer is that of init_from = "
+            f"{config.init_from}; leave one of them out"
+        )
     if not (directory / "tokenizer.json").exists():
-        place = config.init_from or config.tokenizer.path
+        place = next(iter(places), "")
         taken = config.init_from or (place and Path(place).is_dir())
         made = tokenizer_of(place) if taken else _learned(config)
         made.save(directory)

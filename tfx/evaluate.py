@@ -217,7 +217,7 @@ def questions(asked: Asked) -> Outcome:
     windows = [[] for _ in range(len(read))]
     for number in logits:
         windows[read.question_of[number]].append(number)
-    predicted, certain, nulls, gold = {}, {}, {}, {}
+    ids, predicted, certain, nulls, gold = [], {}, {}, {}, {}  # files may share ids
     for at, found in enumerate(windows):
         question = read.question(at)
         answers, null = span_qa.n_best(
@@ -229,17 +229,19 @@ def questions(asked: Asked) -> Outcome:
             count=config.n_best,
             longest=config.longest,
         )
+        ids.append(question.id)
         threshold = config.threshold if config.no_answer else None
-        predicted[question.id] = span_qa.predict(answers, null, threshold)
-        certain[question.id] = span_qa.predict(answers, null)
-        nulls[question.id] = null - (answers[0].score if answers else -np.inf)
-        gold[question.id] = read.answers[at]
+        predicted[at] = span_qa.predict(answers, null, threshold)
+        certain[at] = span_qa.predict(answers, null)
+        nulls[at] = null - (answers[0].score if answers else -np.inf)
+        gold[at] = read.answers[at]
     rows = scores.squad(predicted, gold)
     if config.no_answer:
         for metric, (score, threshold) in scores.best_threshold(nulls, certain, gold).items():
             signature = f"objective.threshold:{threshold:.4f}"
             rows.append({"metric": f"best_{metric}", "score": score, "signature": signature})
-    lines = [json.dumps({"id": id, "answer": text}) for id, text in predicted.items()]
+    named = zip(ids, predicted.values(), strict=True)
+    lines = [json.dumps({"id": id, "answer": text}) for id, text in named]
     return Outcome(lines, [json.dumps(each) for each in gold.values()], rows)
 
 
@@ -253,19 +255,19 @@ def text(asked: Asked) -> Outcome:
     means = validate.means(config.objective, total)
     what = f"tokens:{total['weight']:.0f}|tokenizer:{run.tokenizer.kind}"
     what += f"|length:{config.data.max_length}"
-    row = lambda metric, score, more="": {
-        "metric": metric,
-        "score": score,
-        "signature": what + more,
-    }
-    rows = [row("perplexity", means["perplexity"]), row("nll", means["nll"])]
-    if hasattr(config.objective, "stride"):
+    causal = hasattr(config.objective, "stride")
+    if causal:
         what += f"|stride:{config.objective.stride or config.data.max_length}"
+
+    def row(metric, score, more=""):
+        return {"metric": metric, "score": score, "signature": what + more}
+
+    rows = [row(metric, means[metric]) for metric in ("perplexity", "nll")]
+    if causal:
         stream = data.stream(asked.given(), config.objective.whole, None)
         words, characters = stream.words, stream.characters
         each = scores.word_perplexity(total["nll"], words)
         bits = scores.bits_per_character(total["nll"], characters)
-        rows = [row("perplexity", means["perplexity"]), row("nll", means["nll"])]
         rows.append(row("word_perplexity", each, f"|words:{words}"))
         rows.append(row("bits_per_character", bits, f"|characters:{characters}"))
     return Outcome([], [], rows)

@@ -123,7 +123,7 @@ def overlap(answer: str, references: Sequence[str]) -> float:
 SQUAD: dict[str, Callable[[str, Sequence[str]], float]] = {"exact": exact_match, "f1": overlap}
 
 
-def _gold(predictions: Mapping, answers: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def _gold(predictions: Mapping, answers: Mapping[Hashable, Sequence[str]]) -> dict[str, list[str]]:
     """The references of every question: without those that normalize to nothing; [""] if none."""
     _count(answers, answers)
     if lacking := sorted(answers.keys() ^ predictions.keys()):
@@ -135,7 +135,9 @@ def _gold(predictions: Mapping, answers: Mapping[str, Sequence[str]]) -> dict[st
     return {name: [one for one in all if normalized(one)] or [""] for name, all in answers.items()}
 
 
-def squad(predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]]) -> list[Row]:
+def squad(
+    predictions: Mapping[Hashable, str], answers: Mapping[Hashable, Sequence[str]]
+) -> list[Row]:
     """Exact match and F1 as the script of SQuAD 2.0 has them (Rajpurkar et al., 2018); of 1.1 they
     are the same. Where some questions have no answer, those and the others are scored by
     themselves too.
@@ -164,9 +166,9 @@ def squad(predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]]) 
 
 
 def best_threshold(
-    null_scores: Mapping[str, float],
-    predictions: Mapping[str, str],
-    answers: Mapping[str, Sequence[str]],
+    null_scores: Mapping[Hashable, float],
+    predictions: Mapping[Hashable, str],
+    answers: Mapping[Hashable, Sequence[str]],
 ) -> dict[str, tuple[float, float]]:
     """Of `exact` and of `f1` the best score that a threshold gives, in percent, and the threshold.
 
