@@ -2,7 +2,7 @@
 
     python scripts/prepare_data.py wikitext2 --out data/wikitext2
     tfx train --config=gpt2:small --workdir=runs/gpt2
-    tfx eval --workdir=runs/gpt2 --config.objective.stride=512
+    tfx eval --workdir=runs/gpt2 --config.objective.stride=512 --config.objective.whole=true
     tfx generate --workdir=runs/gpt2 --prompt="In a shocking finding,"
 
 Variants: `:small` (the default), `:medium`, `:large`, `:xl`.

@@ -29,7 +29,7 @@ RECIPES = {
     "bert": BERT,
     "distilbert": BERT,
     "roberta": ADAM | dict(lr=1.5e-5, b2=0.98),
-    "xlnet": ADAM | dict(lr=3e-5, layer_decay=0.75),
+    "xlnet": ADAM | dict(lr=3e-5, layer_decay=0.75, clip=1.0),
 }
 DATA = {  # folder, training and dev set, tokens of a batch, steps
     "1.1": ("squad", "train-v1.1", "dev-v1.1", 6144, 8000),
@@ -51,7 +51,7 @@ def get_config(arg: str = ""):
     c.batch.tokens = tokens
     c.hardware = "TPU|A100|H100|H200|B200: train.dtype=bfloat16"
     c.optim.update(RECIPES[c.model.name])
-    c.optim.warmup = steps // 10
+    c.optim.warmup = int(steps * (0.06 if c.model.name == "roberta" else 0.1))
     c.train.steps = steps
     c.eval.every = c.checkpoint.every = steps // 8
     return tiny(c) if small else c

@@ -32,7 +32,7 @@ RECIPES = {  # epochs, and how the parameters move
     "roberta": (10, ADAM | dict(lr=1e-5, warmup=1260, b2=0.98, weight_decay=0.1)),
     "gpt": (3, ADAM | dict(lr=6.25e-5, warmup=13, eps=1e-8, clip=1.0)),
     "gpt2": (3, ADAM | dict(lr=6.25e-5, warmup=13, eps=1e-8, clip=1.0)),
-    "xlnet": (4, ADAM | dict(lr=2e-5, warmup=840)),
+    "xlnet": (4, ADAM | dict(lr=2e-5, warmup=840, clip=1.0)),
     "t5": (3, dict(name="adafactor", lr=1e-3, schedule="constant", warmup=0, eps=1e-30)),
 }
 SCRATCH = (3, ADAM | dict(lr=3e-4, warmup=630, clip=1.0))

@@ -14,8 +14,8 @@ wikitext2:t5 (an estimate).
 Score: ROUGE-1 / 2 / L of T5 small 41.12 / 19.56 / 38.35, of base 42.05 / 20.34 / 39.40, on
 CNN/Daily Mail (Raffel et al., 2020, table 14); its authors have scored neither of these sets.
 
-Differs from the paper: 30 and 10 epochs of the set alone, for it is small, not 262,144 steps. No
-three tokens come twice in a summary.
+Differs from the paper: a batch has 8,192 tokens, not 65,536, and there are 30 and 10 epochs of the
+set alone, for it is small, not 262,144 steps. No three tokens come twice in a summary.
 """
 
 from tfx.config import tiny

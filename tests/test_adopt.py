@@ -1,5 +1,6 @@
 """What a run takes over from another one, or from a folder of Hugging Face, and what it refuses."""
 
+import dataclasses
 import random
 import shutil
 from pathlib import Path
@@ -198,14 +199,17 @@ def test_pre_train_then_fine_tune(text, folder, tmp_path, capsys):
     training.train(config_of(text, "masked_lm", init_from=str(place), model__head="mlm"), first)
     out = capsys.readouterr().out
     assert f"starting from {place}" in out and "new here" not in out
-    summary = training.train(
-        config_of(text, "classify", init_from=str(first), optim__lr=1e-30, **CLASSIFY), second
-    )
+    config = config_of(text, "classify", init_from=str(first), optim__lr=1e-30, **CLASSIFY)
+    summary = training.train(config, second)
     assert np.isfinite(summary["loss"])
     assert "new here: classifier/bias" in " ".join(capsys.readouterr().out.split())
     before, after = params_in(first), params_in(second)
     for path in before.keys() & after.keys():
         np.testing.assert_array_equal(before[path], after[path], err_msg=path)
+    shutil.rmtree(first)  # a run that has begun reads nothing from there
+    longer = dataclasses.replace(config.train, steps=config.train.steps + 1)
+    summary = training.train(dataclasses.replace(config, train=longer), second)
+    assert summary["step"] == longer.steps
 
 
 # What is refused.

@@ -108,6 +108,7 @@ def test_a_wrong_value_is_named_with_its_key_and_the_nearest_right_one(values, e
             'model.name = "bert": objective.name = "seq2seq" needs an encoder and a decoder; ',
         ),
         (dict(eval__monitor="bleu"), "eval.monitor = bleu: needs eval.bleu_every above 0"),
+        (dict(eval__monitor="accuracy"), "eval.monitor = accuracy: objective.name = "),
         (dict(eval__every=0, eval__patience=3), "eval.patience = 3: needs eval.every"),
         (dict(tokenizer__joint=False), "model.tie = all: set tokenizer.joint = true"),
         (dict(tokenizer__kind="bytes", tokenizer__sampling=0.1), "tokenizer.sampling = 0.1: "),

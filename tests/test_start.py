@@ -1,5 +1,8 @@
 """What a run may start from, and what it takes its shape from."""
 
+import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,10 +78,11 @@ def test_a_folder_of_hugging_face_is_a_place_too(name, objective, head):
 
 def test_what_turns_half_a_batch_round_is_for_pre_training():
     c = configs.defaults("xlnet", "base", "permutation_lm")
-    c.model.bi_data = True
-    model = configs.freeze(c).model
-    assert configs.headed(model, "permutation_lm").bi_data
+    model = dataclasses.replace(configs.freeze(c).model, bi_data=True)
     assert not configs.headed(model, "classify").bi_data
+    c.model.bi_data = True
+    with pytest.raises(ValueError, match="no row is turned round here; set it to false"):
+        configs.freeze(c)
 
 
 def test_the_first_objective_that_fits():
@@ -118,3 +122,13 @@ def test_words_of_which_one_may_be_a_place(tmp_path):
 def test_a_place_with_nothing_in_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"neither a workdir .* nor a folder of Hugging"):
         start.start_from(str(tmp_path), "classify")
+
+
+def test_no_device_is_asked_for_before_the_processes_of_a_run_are_joined():
+    code = f"""
+from jax._src import xla_bridge
+from tfx import config
+config.configure("sst2:{FOLDERS}/bert/BertModel", [])
+assert not xla_bridge.backends_are_initialized()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -46,6 +46,14 @@ def test_a_translation_does_not_depend_on_its_neighbours(run):
     assert run.translate(LINES[::-1])[::-1] == together
 
 
+def test_what_is_cut_is_told(run, caplog):
+    data = dataclasses.replace(run.config.data, truncate=True, max_length=4)
+    short = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
+    assert not caplog.records
+    short.translate(["two", "one two one two one two", "red"])
+    assert "1 of 3 lines are cut to 3 tokens (data.truncate), the first is line 2" in caplog.text
+
+
 def test_more_lines_than_a_chunk_keep_their_order(run, monkeypatch):
     whole = run.translate(LINES * 3)
     monkeypatch.setattr(translate, "CHUNK", 4)

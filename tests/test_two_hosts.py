@@ -136,6 +136,30 @@ def test_a_workdir_that_is_not_shared_is_refused(words, tmp_path):
         assert "one directory, shared by all of them" in error
 
 
+HALF = """
+from tfx.config import tiny
+from tfx.start import start_from
+
+def get_config(place):
+    c = tiny(start_from(place, "distill_task"))
+    c.model.classes, c.objective.teacher, c.tokenizer.path = 2, place, place
+    return c
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_read_their_teacher_together(tmp_path):
+    teacher, recipe = tmp_path / "teacher", tmp_path / "half.py"
+    recipe.write_text(HALF)
+    taught = ["train", "--config=sst2:tiny", f"--workdir={teacher}"]
+    [(code, _, error)] = ended(launch(1, 1, TFX, *taught))
+    assert code == 0, error
+    student = ["train", f"--config={recipe}:{teacher}", f"--workdir={tmp_path / 'student'}"]
+    for code, out, error in ended(launch(2, 1, TFX, *student, each=flags(2))):
+        assert code == 0, out + error
+    assert workdir.progress(tmp_path / "student")[0] == 2
+
+
 def wait_for(run, step, processes):
     """Until a checkpoint of that step, or a later one, is there."""
     while workdir.progress(run)[0] < step and all(each.poll() is None for each in processes):

@@ -20,7 +20,11 @@ def load(place: str, mesh, dtype: str = "float32") -> tuple[nn.Module, dict[str,
     """The model of a workdir or a folder of Hugging Face, and the parameters on the devices."""
     if checkpoint.is_run(place):
         config = workdir.read_config(place)
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, kernel="auto"))
+        config = dataclasses.replace(
+            config,
+            model=dataclasses.replace(config.model, kernel="auto"),
+            train=dataclasses.replace(config.train, dtype=dtype),
+        )
         model = assemble.build_model(config, assemble.tokenizer_of(place))
         like = sharding.place(models.shapes(model), mesh)
         with checkpoint.Checkpoints(place) as saved:

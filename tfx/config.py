@@ -295,7 +295,7 @@ def _check_learns(family, config: Config) -> None:
     """Raises a ValueError where the model does not make what the objective compares. A model
     without a head may be kept; training refuses it."""
     from tfx.models import MODELS
-    from tfx.objectives import OBJECTIVES, name_of
+    from tfx.objectives import OBJECTIVES, has_accuracy, name_of
 
     name = name_of(config.objective)
     reads, heads = OBJECTIVES[name].READS, OBJECTIVES[name].HEADS
@@ -314,6 +314,12 @@ def _check_learns(family, config: Config) -> None:
     if head not in (*heads, "none"):
         raise ValueError(
             f'model.head = "{head}": objective.name = "{name}" trains {" or ".join(heads)}'
+        )
+    if getattr(config.model, "bi_data", False):
+        raise ValueError("model.bi_data = true: no row is turned round here; set it to false")
+    if config.eval.monitor == "accuracy" and not has_accuracy(config.objective):
+        raise ValueError(
+            f'eval.monitor = accuracy: objective.name = "{name}" has none; set it to loss'
         )
     if config.eval.bleu_every and OBJECTIVES[name].ROWS != "pair":
         raise ValueError(

@@ -56,7 +56,7 @@ def evaluate(
     trained = workdir.read_config(directory)
     config = config or trained
     how = dataclasses.replace(config.decode, **settings)
-    values = dataclasses.asdict(how) | dict(tfx=tfx.__version__, config=fingerprint(trained))
+    values = dataclasses.asdict(how) | dict(tfx=tfx.__version__, config=fingerprint(config))
     values |= dict(split=split, step=step, average=average)
     hosts.agree(values, "start all of them with the same words, on one workdir that they share")
     run = dataclasses.replace(translate.load(directory, step, average), config=config)

@@ -24,7 +24,7 @@ from tfx.workdir import check, find, progress, read_config, read_overrides
 
 # What may be another for an evaluation than it was in training.
 ANSWERING = ("decode.", "data.", "eval.", "batch.tokens", "objective.n_best", "objective.longest")
-ANSWERING += ("objective.threshold", "objective.stride", "objective.no_answer")
+ANSWERING += ("objective.threshold", "objective.stride", "objective.no_answer", "objective.whole")
 
 
 def train(

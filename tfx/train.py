@@ -148,11 +148,21 @@ class Parts(NamedTuple):
 
 
 def put_together(config: Config, directory: Path, mesh, say, multiple: int = 0) -> Parts:
-    """Tokenizer, data, model and optimiser of a config; nothing on a device yet.
+    """Tokenizer, data, model, optimiser and loss of a config; nothing on a device but a teacher.
 
     Args:
       multiple: of which the run planned its batches' rows; 0: it starts now, on this mesh.
     """
+    found = hosts.in_turn(lambda: _prepared(config, directory, mesh, say, multiple))
+    teacher, frozen = None, None
+    if place := getattr(config.objective, "teacher", ""):
+        # Its checkpoint is read by all processes at once.
+        teacher, frozen = adopt.load(place, mesh, config.train.dtype)
+    return Parts(*found, assemble.make_loss(config, found[1], teacher), frozen)
+
+
+def _prepared(config: Config, directory: Path, mesh, say, multiple: int) -> tuple:
+    """What one process prepares for the others: the parts from `ids` to `shardings`."""
     bucket.pull(directory)  # the tokenizer that the process that leads has learned
     ids = assemble.open_tokenizer(config, directory, say)
     bucket.publish(directory)
@@ -172,15 +182,12 @@ def put_together(config: Config, directory: Path, mesh, say, multiple: int = 0) 
     )
     devices = f"{mesh.size} x {jax.devices()[0].device_kind}"
     say(f"model: {type(model).__name__}, {count(like.params):,} parameters, on {devices}")
-    teacher, frozen = None, None
-    if place := getattr(config.objective, "teacher", ""):
-        teacher, frozen = adopt.load(place, mesh, config.train.dtype)
-        if assemble.tokenizer_of(place).fingerprint != ids.fingerprint:
-            raise ValueError(
-                f"objective.teacher = {place}: it reads other ids; set tokenizer.path to it"
-            )
-    loss = assemble.make_loss(config, model, teacher)
-    return Parts(ids, model, tx, batches, like, shardings, loss, frozen)
+    place = getattr(config.objective, "teacher", "")
+    if place and assemble.tokenizer_of(place).fingerprint != ids.fingerprint:
+        raise ValueError(
+            f"objective.teacher = {place}: it reads other ids; set tokenizer.path to it"
+        )
+    return ids, model, tx, batches, like, shardings
 
 
 def count(params) -> int:
@@ -242,7 +249,7 @@ def train(config: Config, directory: str, provenance: dict | None = None, profil
         checkpoint.Checkpoints(directory, **keep) as checkpoints,
     ):
         planned = checkpoints.meta().get("multiple", 0) if checkpoints.steps else 0
-        parts = hosts.in_turn(lambda: put_together(config, directory, mesh, screen.say, planned))
+        parts = put_together(config, directory, mesh, screen.say, planned)
         state, memory = first_state(config, parts, mesh, checkpoints, screen.say)
         watch = hosts.in_turn(lambda: validate.make(config, parts, directory, mesh, screen.say))
         mine = directory if hosts.leads() else None
@@ -259,8 +266,10 @@ def claim(config: Config, directory: str, provenance: dict | None) -> tuple[Any,
     if getattr(config.model, "head", "") == "none":
         heads = " or ".join(assemble.objective(config).HEADS)
         raise ValueError(f"model.head = none: there is nothing to train; set it to {heads}")
-    for place in filter(None, (config.init_from, getattr(config.objective, "teacher", ""))):
-        checkpoint.is_run(place)  # raises where nothing is there
+    begun = (bucket.place(directory) / "checkpoints").exists()
+    for place in ("" if begun else config.init_from, getattr(config.objective, "teacher", "")):
+        if place:
+            checkpoint.is_run(place)  # raises where nothing is there
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     workdir.check(directory, config)
     # A start whose text is not there leaves no workdir behind.
@@ -403,7 +412,7 @@ def dry_run(config: Config, directory: str | None = None) -> None:
     ):
         where = bucket.local(scratch if directory is None else directory)
         where.mkdir(parents=True, exist_ok=True)
-        parts = hosts.in_turn(lambda: put_together(config, where, mesh, screen.say))
+        parts = put_together(config, where, mesh, screen.say)
         table = Table("parameter", "shape", "numbers", "over the mesh", box=None, pad_edge=False)
         for path, leaf in jax.tree_util.tree_leaves_with_path(parts.like.params):
             name = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -70,7 +71,8 @@ class Run:
         """Yields, for each line in order, a list of hypotheses, best first.
 
         Raises:
-          ValueError: a line is longer than the model has positions for.
+          ValueError: a line is longer than the model has positions for. With data.truncate it is
+            cut, and a warning is logged.
         """
         self._check()
         how, lines, done = how or self.config.decode, iter(lines), 0
@@ -145,7 +147,13 @@ class Run:
         ids = (self.tokenizer.target if target else self.tokenizer.source).encode(lines)
         config, around = self.config, len(self.tokenizer.ends.around)
         if config.data.truncate and not target:
-            return [found[: config.data.max_length - around] for found in ids]
+            room = config.data.max_length - around
+            if long := [first + i + 1 for i, found in enumerate(ids) if len(found) > room]:
+                logging.getLogger("tfx").warning(
+                    "%d of %d lines are cut to %d tokens (data.truncate), the first is line %d",
+                    *(len(long), len(ids), room, long[0]),
+                )
+            return [found[:room] for found in ids]
         most = config.model.max_length - around
         for i, found in enumerate(ids):
             if len(found) > most:

@@ -55,5 +55,6 @@ def parameters(model: nn.Module, key: jax.Array):
 
 
 def shapes(model: nn.Module):
-    """The same, as shapes."""
-    return jax.eval_shape(lambda key: parameters(model, key), jax.random.key(0))
+    """The same, as shapes; no device is asked for, so that a config may be made before a run of
+    several processes is joined."""
+    return jax.eval_shape(lambda: parameters(model, jax.random.key(0)))

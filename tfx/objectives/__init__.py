@@ -53,6 +53,11 @@ def predicts_tokens(config) -> bool:
     return OBJECTIVES[name_of(config)].ROWS in ("pair", "text")
 
 
+def has_accuracy(config) -> bool:
+    """Whether what an objective predicts is right or wrong."""
+    return not predicts_tokens(config) and type(config) is not regress.Config
+
+
 def means(config, total: dict[str, float]) -> dict[str, float]:
     """The mean of every sum of an objective, over what it says."""
     over = getattr(OBJECTIVES[name_of(config)], "OVER", {})
