@@ -1,6 +1,7 @@
 import json
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -139,6 +140,22 @@ def test_perplexity_is_that_of_every_token_from_what_it_may_see(tmp_path, stride
     assert found["word_perplexity"] == pytest.approx(math.exp(nll / 18), rel=1e-3)
     characters = 3 * len("a cab\nbad cab abc\ncc\n")
     assert found["bits_per_character"] == pytest.approx(nll / characters / math.log(2), rel=1e-3)
+    # Both splits are one text here, which is encoded once.
+    assert len(list((tmp_path / "run" / "data").rglob("sizes.*"))) == 1
+
+
+def test_summaries_are_scored_beside_the_first_sentences_of_what_they_sum_up(tmp_path):
+    pytest.importorskip("rouge_score")
+    rows = [("Red sun. Blue sky. Old man. New day.", "Red sun."), ("One two.", "One two.")]
+    (tmp_path / "valid.tsv").write_text("".join(f"{one}\t{two}\n" for one, two in rows))
+    files = dict(data__source="files", data__valid=f"{tmp_path}/valid.tsv", eval__metric="rouge")
+    config = small("t5", "text_to_text", "t5", "small", objective__prefix="sum: ", **files)
+    said = [[translate.Hypothesis("Blue sky.", 0.0)], [translate.Hypothesis("One two.", 0.0)]]
+    run = SimpleNamespace(config=config, search=lambda *_: said)
+    found = evaluate.pairs(evaluate.Asked(run, "valid", config.decode, tmp_path))
+    score = {row["metric"]: row["score"] for row in found.rows}
+    assert found.rows[0]["metric"] == "rouge1" and score["rouge1"] == 50.0
+    assert score["lead1_rouge1"] == 100.0 > score["lead3_rouge1"] == 75.0
 
 
 def test_an_evaluation_may_read_other_text(tmp_path, toy):

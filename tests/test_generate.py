@@ -1,3 +1,6 @@
+import dataclasses
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -60,6 +63,25 @@ def test_what_does_not_fit_is_refused(run):
     with pytest.raises(ValueError, match=r"6 tokens and 44 more .* 48 positions"):
         continue_texts(run, ["A sees"], length=44)
     assert continue_texts(run, ["A sees"], length=43, method="greedy")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_empty_prompt_takes_a_token_to_begin_with(run, whole):
+    """A line end, or the end of another text; GPT's own vocabulary has neither."""
+    objective = dataclasses.replace(run.config.objective, whole=whole)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, objective=objective))
+    assert continue_texts(run, ["A", ""], length=4, method="greedy")
+    ids = run.tokenizer
+    bare = SimpleNamespace(kind="openai-gpt", special={}, vocab_size=ids.vocab_size)
+    bare.encode, bare.decode = lambda lines: ids.encode([s.strip() for s in lines]), ids.decode
+    run = dataclasses.replace(run, tokenizer=bare)
+    match = r"^prompt 2 is empty, and tokenizer\.kind=openai-gpt has no token to .*; write a word$"
+    for prompt in ("", " \n"):
+        with pytest.raises(ValueError, match=match):
+            continue_texts(run, ["A", prompt])
+    for how in (dict(method="greedy"), dict(method="beam", beam=2), dict(method="sample")):
+        [found, *_] = continue_texts(run, ["A sees", "D"], length=4, **how)
+        assert all(each.text.startswith("A sees") for each in found)
 
 
 def test_only_a_causal_language_model_goes_on(toy_config, tmp_path):

@@ -236,6 +236,21 @@ def test_rouge_is_not_installed(monkeypatch):
         scores.rouge(["a"], ["a"])
 
 
+def test_summaries_stand_beside_the_first_sentences():
+    pytest.importorskip("rouge_score")
+    sources = ["Red sun. Blue sky. Old man. New day.", "One."]
+    references = [["Blue sky.", "Red sun. Blue sky. Old man."], ["One."]]
+    rows = scores.summaries(["Red sun.", ""], references, sources)
+    found = table(rows)
+    assert list(found) == [
+        part + metric for part in ("", "lead1_", "lead3_") for metric in scores.ROUGE
+    ]
+    assert found["lead3_rouge1"] == found["lead3_rougeLsum"] == 100.0
+    assert found["lead1_rouge1"] == 75.0 and found["rouge1"] == 25.0  # 2 * 2 / (2 + 6), and 0
+    [whole] = {row["signature"] for row in rows[:4]}
+    assert [row["signature"] for row in rows[4::4]] == [f"lead:1|{whole}", f"lead:3|{whole}"]
+
+
 # ---- tags ----------------------------------------------------------------------------------------
 
 

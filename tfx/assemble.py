@@ -15,6 +15,7 @@ from tfx import bucket, checkpoint, models, sharding
 from tfx.data import pipeline, sources, tokenizer, vocabulary
 from tfx.data.cache import totals
 from tfx.data.examples import Given
+from tfx.data.rows import KINDS, LONGER
 from tfx.objectives import OBJECTIVES, causal_lm, name_of
 from tfx.schema import Config
 
@@ -84,15 +85,23 @@ def _learned(config: Config):
         return tokenizer.build(c.kind, c.vocab, chunks, **settings)
     if c.path:
         raise ValueError(f"tokenizer.path={c.path}: want a workdir or a folder of Hugging Face")
-    return vocabulary.learn(c.kind, c.vocab, _lines(chunks), lowercase=c.lowercase)
+    return vocabulary.learn(c.kind, c.vocab, _lines(rows, chunks), lowercase=c.lowercase)
 
 
-def _lines(chunks) -> Iterator[str]:
-    """All that is text in rows of any kind."""
-    for row in itertools.chain.from_iterable(zip(*chunk, strict=True) for chunk in chunks):
-        for value in row:
-            several = value if isinstance(value, list) else [value]
-            yield from (text for text in several if isinstance(text, str))
+TEXTS = {  # the columns of rows that are text, as lines
+    **dict.fromkeys(("source", "target", "text", "second", "question"), iter),
+    "context": lambda column: (text for text, _ in itertools.groupby(column)),  # many questions'
+    "tokens": partial(map, " ".join),
+    "choices": itertools.chain.from_iterable,
+}
+
+
+def _lines(kind: str, chunks) -> Iterator[str]:
+    """All that is text in rows of a kind: no ids, labels or tags."""
+    for chunk in chunks:
+        names = KINDS[kind] if len(chunk) == len(KINDS[kind]) else LONGER[kind]
+        for name, column in zip(names, chunk, strict=True):
+            yield from TEXTS[name](column) if name in TEXTS else ()
 
 
 def build_model(config: Config, ids):

@@ -15,7 +15,7 @@ import tfx
 from tfx import assemble, bucket, hosts, objectives, scores, sharding, translate, validate, workdir
 from tfx.config import Config, fingerprint
 from tfx.data import examples as data
-from tfx.objectives import inputs, span_qa
+from tfx.objectives import causal_lm, inputs, span_qa
 from tfx.schema import Decode
 
 
@@ -160,9 +160,10 @@ def pairs(asked: Asked) -> Outcome:
     if getattr(config.objective, "labels", ""):
         rows = scores.accuracy([line.strip() for line in hypotheses], references)
     elif how.metric == "rouge":
-        several = assemble.corpora(config, asked.split, "references")
-        chunks = (chunk for corpus in several for chunk in corpus.chunks())
-        rows = scores.rouge(hypotheses, [each for _, texts in chunks for each in texts])
+        corpora = assemble.corpora(config, asked.split, "references")
+        chunks = (chunk for corpus in corpora for chunk in corpus.chunks())
+        several = [each for _, texts in chunks for each in texts]
+        rows = scores.summaries(hypotheses, several, sources)
     else:
         rows = scores.translation(how, hypotheses, references)
     return Outcome(hypotheses, references, rows)
@@ -255,7 +256,7 @@ def text(asked: Asked) -> Outcome:
     means = validate.means(config.objective, total)
     what = f"tokens:{total['weight']:.0f}|tokenizer:{run.tokenizer.kind}"
     what += f"|length:{config.data.max_length}"
-    causal = hasattr(config.objective, "stride")
+    causal = isinstance(config.objective, causal_lm.Config)
     if causal:
         what += f"|stride:{config.objective.stride or config.data.max_length}"
 
@@ -264,7 +265,7 @@ def text(asked: Asked) -> Outcome:
 
     rows = [row(metric, means[metric]) for metric in ("perplexity", "nll")]
     if causal:
-        stream = data.stream(asked.given(), config.objective.whole, None)
+        stream = causal_lm.opened(config.objective, asked.given())
         words, characters = stream.words, stream.characters
         each = scores.word_perplexity(total["nll"], words)
         bits = scores.bits_per_character(total["nll"], characters)

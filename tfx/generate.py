@@ -26,8 +26,8 @@ def continue_texts(
       settings: fields of `tfx.schema.Decode` to change, such as temperature=0.8.
 
     Raises:
-      ValueError: the model is of another kind, or prompt and continuation have more tokens than
-        its positions.
+      ValueError: the model is of another kind; a prompt is empty, and there is nothing to begin a
+        text with; or prompt and continuation have more tokens than its positions.
     """
     how = dataclasses.replace(run.config.decode, **settings)
     objective = run.config.objective
@@ -38,8 +38,14 @@ def continue_texts(
         )
     ids, most = run.tokenizer, run.config.model.max_length
     end = ids.special.get("eos", -1)
-    begin = ids.encode(["\n"])[0] if objective.whole else [end]
+    # What is before the first text: the end of a line, or of another text.
+    begin = ids.encode(["\n"])[0] if objective.whole else [end] * (end >= 0)
     read = [row or begin for row in ids.encode(list(prompts))]
+    if [] in read:
+        raise ValueError(
+            f"prompt {read.index([]) + 1} is empty, and tokenizer.kind={ids.kind} has no token to "
+            "begin a text with; write a word"
+        )
     if (longest := max(map(len, read)) + length - 1) > most:
         raise ValueError(
             f"a prompt of {longest + 1 - length:,} tokens and {length:,} more are beyond the "
@@ -55,7 +61,7 @@ def continue_texts(
     limit = np.where(np.arange(rows) < len(read), length, 0).astype(np.int32)
     never = {ids.special.get("pad"), ids.special.get("bos")} - {None, end}
     unused = range(ids.vocab_size, run.model.config.vocab)
-    named = Ids(begin[-1], end, (*sorted(never), *unused))
+    named = Ids(eos=end, banned=(*sorted(never), *unused))
     number = np.arange(rows, dtype=np.uint32)
     with jax.set_mesh(run.mesh):
         placed = sharding.put_batch(batch | {"limit": limit, "number": number}, run.mesh)

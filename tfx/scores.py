@@ -245,6 +245,20 @@ def rouge(predictions: Sequence[str], references: Sequence[str | Sequence[str]])
     return [_row(metric, total[metric] / count, version, **what) for metric in ROUGE]
 
 
+def summaries(
+    predictions: Sequence[str],
+    references: Sequence[str | Sequence[str]],
+    sources: Sequence[str],
+) -> list[Row]:
+    """ROUGE, and beside it that of the first sentence and of the first three of each source."""
+    rows = rouge(predictions, references)
+    for n in (1, 3):
+        for row in rouge(lead(sources, n), references):
+            metric, signature = f"lead{n}_{row['metric']}", f"lead:{n}|{row['signature']}"
+            rows.append(row | {"metric": metric, "signature": signature})
+    return rows
+
+
 # ------------------------------------------------------------------------------ tags
 
 

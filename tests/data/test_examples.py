@@ -86,11 +86,12 @@ def test_words_and_characters_are_those_of_the_text(tmp_path_factory, text, whol
     kept = [line for line in text if whole or line.strip()]
     assert stream.words == sum(len(line.split()) for line in kept)
     assert stream.characters == sum(len(line) + 1 for line in kept)
-    # Both are of the text, however it is cut into ids.
+    # Both are of the text, however it is cut into ids; but a line end that is none does not count.
     plain = streamed(
         tmp_path_factory.mktemp("text"), lines(text), whole=whole, separator=None, vocab=BERT
     )
-    assert (plain.words, plain.characters) == (stream.words, stream.characters)
+    lost = 0 if whole else len(kept)
+    assert (plain.words, plain.characters) == (stream.words, stream.characters - lost)
 
 
 # Blocks.

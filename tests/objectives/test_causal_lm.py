@@ -11,7 +11,7 @@ from tfx.data import examples as data
 from tfx.data import vocabulary
 from tfx.data.sources import Corpus
 from tfx.nn.linear import Product
-from tfx.objectives import causal_lm, classify
+from tfx.objectives import causal_lm, classify, multiple_choice
 
 RANDOM = np.random.default_rng(0)
 STATES_BTD, TABLE_VD = (RANDOM.normal(size=n).astype(np.float32) for n in ((2, 4, 3), (7, 3)))
@@ -96,6 +96,22 @@ def test_a_task_with_half_the_language_model_beside_it():
     assert learns.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
 
 
+def test_the_language_model_beside_several_choices_is_a_mean_over_texts():
+    """ln V where all tokens are as likely, however many choices a row has."""
+    batch = {
+        "ids": np.ones((2, 4, 3), int),
+        "mask": np.ones((2, 4, 3), int),
+        "label": np.array([1, 0]),
+    }
+    lm = Product(jnp.zeros((8, 3, 3)), jnp.asarray(TABLE_VD))
+    outputs = {"logits": jnp.zeros((2, 4)), "lm": lm}
+    loss = causal_lm.with_task(multiple_choice.loss, 0.5)
+    total, weight, sums = loss(lambda *_, **__: outputs, None, batch, None, True)
+    assert weight == 2
+    np.testing.assert_allclose(sums["lm"] / weight, np.log(7), rtol=1e-6)
+    np.testing.assert_allclose(total / weight, np.log(4) + 0.5 * np.log(7), rtol=1e-6)
+
+
 # Examples of a data set.
 
 CHARS = vocabulary.learn("chars", 0, ["abcdefghij "])
@@ -163,6 +179,15 @@ def test_whole_files_have_no_separator(tmp_path):
 def test_settings_that_do_not_fit_are_refused(tmp_path, settings, match):
     with pytest.raises(ValueError, match=match):
         examples(tmp_path, TEXTS[0], **settings)
+
+
+@pytest.mark.parametrize("kind, vocab", [("t5", 116), ("bert", 24), ("xlnet", 22)])
+def test_a_whole_file_takes_a_token_for_its_line_ends(tmp_path, kind, vocab):
+    learned = vocabulary.learn(kind, vocab, ["alpha beta gamma delta"] * 9)
+    match = rf"^objective\.whole: tokenizer\.kind={kind} has no token .*objective\.whole=false, or"
+    with pytest.raises(ValueError, match=match):
+        examples(tmp_path, TEXTS[0], vocab=learned, whole=True)
+    assert examples(tmp_path, TEXTS[0], vocab=learned)
 
 
 def test_a_model_without_a_language_model_cannot_have_it_beside():

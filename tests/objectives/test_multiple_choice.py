@@ -55,9 +55,9 @@ BERT, ROBERTA, GPT2, XLNET = (
 )
 
 
-def of_data(folder, *rows, vocab=BERT, train=False, length=20):
+def of_data(folder, *rows, vocab=BERT, train=False, length=20, **more):
     corpus = Corpus("toy", lambda: iter([tuple(map(list, zip(*rows, strict=True)))]), 1.0, "", "")
-    given = data.Given([corpus], vocab, folder, train, length, 64)
+    given = data.Given([corpus], vocab, folder, train, length, 64, **more)
     found = multiple_choice.examples(multiple_choice.Config(), given)
     numbers = np.arange(len(found.lengths[0]))
     return found, found.make(numbers, data.Draw(0, 0, 0, numbers, length))
@@ -89,6 +89,20 @@ def test_rows_that_do_not_fit(tmp_path):
     assert (part.kept, part.too_long) == (1, 1)
     with pytest.raises(ValueError, match=r"^row 2 has \d+ tokens, data\.max_length is 20; raise"):
         of_data(tmp_path, ROWS[0], long)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("text, choice", [("alpha", "gamma " * 9), ("gamma " * 9, "beta")])
+def test_what_is_long_can_be_cut(tmp_path, train, text, choice):
+    row = (text, ["beta", choice, "x"], 1)
+    found, (_, made) = of_data(tmp_path, ROWS[0], row, train=train, truncate=True)
+    (part,) = found.parts
+    assert (part.kept, part.too_long, made["label"], found.lengths[0][1]) == (2, 1, 1, 20)
+    [first], [short, longest, _] = BERT.encode([text]), BERT.encode(row[1])
+    pair = lambda other: BERT.pair(*data.cut(first, longest, 17)[:1], other)[0]
+    for ids, wanted in zip(made["ids"], (short, data.cut(first, longest, 17)[1]), strict=False):
+        assert ids[: len(pair(wanted))].tolist() == pair(wanted)
+    assert made["mask"].sum(-1).max() == 20
 
 
 @pytest.mark.parametrize(

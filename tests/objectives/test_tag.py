@@ -16,8 +16,8 @@ NO = tag.IGNORED
 
 
 def test_the_first_token_of_a_word_has_its_label():
-    assert tag.spread([4, 5], [-1, 0, 0, 1, -1]) == [NO, 4, NO, 5, NO]
-    assert tag.spread([], [-1, -1]) == [NO, NO]
+    assert tag.spread([4, 5, 4], [[7, 8, 9], [7], [8, 8]]) == [4, NO, NO, 5, 4, NO]
+    assert tag.spread([], []) == []
 
 
 def test_ignored_labels_weigh_nothing():
@@ -55,9 +55,9 @@ BERT, ROBERTA, GPT2, XLNET, T5 = (
 )
 
 
-def of_data(folder, rows, vocab=BERT, train=False, length=24, classes=3, labels="O,A,B"):
+def of_data(folder, rows, vocab=BERT, train=False, length=24, classes=3, labels="O,A,B", **more):
     corpus = Corpus("toy", lambda: iter([tuple(map(list, zip(*rows, strict=True)))]), 1.0, "", "")
-    given = data.Given([corpus], vocab, folder, train, length, 64, classes=classes)
+    given = data.Given([corpus], vocab, folder, train, length, 64, classes=classes, **more)
     found = tag.examples(tag.Config(labels), given)
     numbers = np.arange(len(found.lengths[0]))
     return found, found.make(numbers, data.Draw(0, 0, 0, numbers, length))
@@ -86,8 +86,37 @@ def test_rows_that_do_not_fit(tmp_path):
     found, made = of_data(tmp_path, rows, train=True)
     (part,) = found.parts
     assert len(made) == part.kept == part.too_long == part.empty == 1
-    with pytest.raises(ValueError, match=r"^row 2 has \d+ tokens, data\.max_length is 24; raise"):
-        of_data(tmp_path, rows)
+    for cut in (False, True):  # every word is to be told
+        with pytest.raises(
+            ValueError, match=r"^row 2 has \d+ tokens, data\.max_length is 24; raise"
+        ):
+            of_data(tmp_path, rows, truncate=cut)
+
+
+def test_training_can_cut_what_is_long(tmp_path):
+    rows = [(["beta"], ["A"]), (["beta"] * 20, ["B"] * 20)]
+    found, (short, made) = of_data(tmp_path, rows, train=True, truncate=True)
+    (part,) = found.parts
+    assert (part.kept, part.too_long, found.lengths[0].tolist()) == (2, 1, [len(short["ids"]), 24])
+    whole = BERT.pair(BERT.encode([" ".join(["beta"] * 20)])[0])[0]
+    assert made["ids"].tolist() == [*whole[:23], whole[-1]]
+    assert set(made["targets"][made["weights"] > 0].tolist()) == {2} and not made["weights"][-1]
+
+
+@pytest.mark.parametrize("vocab", [BERT, ROBERTA, GPT2, XLNET, T5], ids=lambda v: v.family)
+@pytest.mark.parametrize("train", [True, False])
+def test_a_word_that_has_no_piece_is_scored_as_an_unknown_one(tmp_path, vocab, train):
+    words, labels = ["", "beta", "\ufffd", "\u200b", "gamma", ""], ["A", "O", "B", "A", "B", "O"]
+    _, (made,) = of_data(tmp_path, [(words, labels)], vocab, train, length=60)
+    scored = made["weights"] > 0
+    assert ["OAB"[n] for n in made["targets"][scored]] == labels
+    assert made["ids"][scored][0] == vocab.special["unk"]
+
+
+def test_a_row_of_many_words_takes_no_longer_a_word():
+    """Of twenty times as many words: far less than four hundred times as long."""
+    words = [[7, 8]] * 100_000
+    assert tag.spread(range(100_000), words)[::2] == [*range(100_000)]
 
 
 @pytest.mark.parametrize(

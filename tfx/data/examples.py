@@ -110,7 +110,7 @@ class Stream:
       flat: ids; that of corpus n is flat[starts[n]:stops[n]].
       bounds: where lines begin, and the length of `flat`.
       words: of the text as it was written, split at white space.
-      characters: of it, line ends counted.
+      characters: of it, line ends counted where a token stands for them.
     """
 
     flat: np.ndarray
@@ -139,7 +139,7 @@ def stream(given: Given, whole: bool, separator: int | None) -> Stream:
         ids = [[*row, *apart] for row in v.encode(texts)]
         if first and ids:
             ids[0], first = apart + ids[0], False
-        sizes = [[len(text.split()), len(text) + (not whole)] for text in texts]
+        sizes = [[len(text.split()), len(text) + len(apart)] for text in texts]
         return {"ids": ids, "sizes": sizes}, len(lines) - len(texts), 0
 
     recipe = [v.fingerprint, "stream", whole, separator]

@@ -48,10 +48,9 @@ def examples(config: Config, given: data.Given) -> data.Examples:
         return make_example(block.ids, seen=(length - step) * block.later, **settings)
 
     names = ("ids", "targets", "weights") + ("segments", "positions") * c.separate
-    text = data.stream(given, c.whole, apart)
     return data.blocks(
         given,
-        text,
+        opened(config, given),
         step,
         make,
         dict.fromkeys(names, "T"),
@@ -59,6 +58,17 @@ def examples(config: Config, given: data.Given) -> data.Examples:
         reach=length + 1,
         recipe=["causal", c.separate],
     )
+
+
+def opened(config: Config, given: data.Given) -> data.Stream:
+    """The text that blocks are cut from. Raises ValueError where line ends would be lost."""
+    v = given.vocabulary
+    if config.whole and not v.encode(["\n"])[0]:
+        raise ValueError(
+            f"objective.whole: tokenizer.kind={v.kind} has no token for a line end; set "
+            "objective.whole=false, or another tokenizer.kind"
+        )
+    return data.stream(given, config.whole, v.special.get("eos"))
 
 
 def make_example(
@@ -129,7 +139,7 @@ def with_task(task, coefficient: float = 0.5):
         beside what the task asks for.
 
     Returns:
-      A loss, which has the sum over texts of the LM's mean among its sums: `lm`.
+      A loss that has the LM's mean among its sums, times the weight as they all are: `lm`.
     """
 
     def loss(apply, params, batch, rngs, train, **settings):
@@ -149,7 +159,7 @@ def with_task(task, coefficient: float = 0.5):
         weights_BT = weights_BT / jnp.maximum(count_B1, 1)
         lm, _ = cross_entropy(states_BTD[:, :-1], table_VD, ids_BT[:, 1:], weights_BT)
         texts = (count_B1 > 0).sum().astype(jnp.float32)
-        total, weight = sum_of_means((1.0, total, weight), (coefficient, lm, texts))
-        return total, weight, sums | {"lm": lm}
+        lm, _ = sum_of_means((1.0, 0.0, weight), (1.0, lm, texts))
+        return total + coefficient * lm, weight, sums | {"lm": lm}
 
     return loss

@@ -29,6 +29,7 @@ def examples(config: Config, given: data.Given) -> data.Examples:
     """Rows of a text, what may follow it, as often as in every other row, and what does."""
     c, v, count = given, given.vocabulary, 0
     around = len(v.pair([], [])[0])
+    room = c.max_length - around
 
     def encode(texts, choices, labels):
         nonlocal count
@@ -37,14 +38,18 @@ def examples(config: Config, given: data.Given) -> data.Examples:
         for text, several, label in zip(v.encode(texts), choices, labels, strict=True):
             count += 1
             ids = v.encode(several)
-            longest = len(text) + max(map(len, ids), default=0) + around
-            long += longest > c.max_length
-            if longest > c.max_length and not c.train:
+            longest = max(ids, key=len, default=[])
+            is_long = len(text) + len(longest) > room
+            long += is_long
+            if is_long and c.truncate:
+                text, longest = data.cut(text, longest, room)
+                ids = [choice[: len(longest)] for choice in ids]
+            elif is_long and not c.train:
                 raise ValueError(
-                    f"row {count:,} has {longest} tokens, data.max_length is {c.max_length}; "
-                    "raise it, or shorten the text"
+                    f"row {count:,} has {len(text) + len(longest) + around} tokens, "
+                    f"data.max_length is {c.max_length}; raise it, or set data.truncate"
                 )
-            if longest > c.max_length:
+            elif is_long:
                 continue
             found["text"].append(text)
             found["choices"].append([number for choice in ids for number in choice])
@@ -54,8 +59,8 @@ def examples(config: Config, given: data.Given) -> data.Examples:
         return found, 0, long
 
     dtypes = {"text": dtype_of(v), "choices": dtype_of(v), "cuts": np.int32, "label": np.int32}
-    recipe = ["choices", v.fingerprint, c.train, c.max_length]
-    limit = f"more than data.max_length={c.max_length} tokens"
+    recipe = ["choices", v.fingerprint, c.train, c.max_length, c.truncate]
+    limit = f"more than data.max_length={c.max_length} tokens; data.truncate cuts them"
     rows = encode_rows(c.corpora, c.folder, recipe, dtypes, encode, c.progress, limit)
     text, ids, cuts = (rows.columns[name] for name in ("text", "choices", "cuts"))
     label, several = rows.columns["label"].flat, cuts.lengths

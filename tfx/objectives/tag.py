@@ -24,10 +24,11 @@ class Config:
 
 
 def examples(config: Config, given: data.Given) -> data.Examples:
-    """Rows of words and their tags."""
+    """Rows of words and their tags. With `truncate`, training leaves out the last words of what is
+    long; evaluation refuses that, for every word is to be told."""
     c, v = given, given.vocabulary
     names, around = config.labels.split(",") if config.labels else [], len(v.pair([])[0])
-    before = v.pair([-1])[0].index(-1)
+    before, room = v.pair([-1])[0].index(-1), c.max_length - around
     count = 0
 
     def encode(words, tags):
@@ -40,26 +41,27 @@ def examples(config: Config, given: data.Given) -> data.Examples:
                 raise ValueError(f"row {count:,}: {len(row)} words, {len(labels)} tags; mend it")
             # A space tells byte-level BPE that a word begins; others do not see it.
             pieces = v.encode([f" {word}" if at else word for at, word in enumerate(row)])
+            with data.row(count):
+                # A word that a tokenizer drops whole is one that it does not know.
+                pieces = [piece or [inputs.special(v).get("unk")] for piece in pieces]
+                numbers = [number_of(label, names, c.classes) for label in labels]
             ids = [number for piece in pieces for number in piece]
-            spread_over = [at for at, piece in enumerate(pieces) for _ in piece]
-            is_long = len(ids) + around > c.max_length
+            is_long = len(ids) > room
             empty, long = empty + (not ids), long + is_long
             if is_long and not c.train:
                 raise ValueError(
                     f"row {count:,} has {len(ids) + around} tokens, data.max_length is "
                     f"{c.max_length}; raise it, or split the row"
                 )
-            if c.train and (is_long or not ids):
+            if c.train and (not ids or (is_long and not c.truncate)):
                 continue
-            with data.row(count):
-                numbers = [number_of(label, names, c.classes) for label in labels]
-            found["ids"].append(ids)
-            found["tags"].append(spread(numbers, spread_over))
+            found["ids"].append(ids[:room])
+            found["tags"].append(spread(numbers, pieces)[:room])
         return found, empty, long
 
-    recipe = ["tagged", v.fingerprint, c.train, c.max_length, names, c.classes]
+    recipe = ["tagged", v.fingerprint, c.train, c.max_length, c.truncate, names, c.classes]
     dtypes = {"ids": dtype_of(v), "tags": np.int32}
-    limit = f"more than data.max_length={c.max_length} tokens"
+    limit = f"more than data.max_length={c.max_length} tokens; data.truncate cuts them"
     rows = encode_rows(c.corpora, c.folder, recipe, dtypes, encode, c.progress, limit)
     ids, tags = rows.columns["ids"], rows.columns["tags"]
 
@@ -79,15 +81,15 @@ def examples(config: Config, given: data.Given) -> data.Examples:
 IGNORED = -100  # the label of a token that is not scored
 
 
-def spread(labels: Sequence[int], words: Sequence[int]) -> list[int]:
-    """Labels of words as labels of tokens: the first token of a word has the word's, all others
-    are ignored (Devlin et al., 2019, section 5.3).
+def spread(labels: Sequence[int], words: Sequence[Sequence[int]]) -> list[int]:
+    """Labels of words as labels of their tokens: the first token of a word has the word's, all
+    others are ignored (Devlin et al., 2019, section 5.3).
 
     Args:
-      words: of every token, the number of its word; -1: it is of none.
+      words: the tokens of every word, one or more.
     """
-    firsts = [word >= 0 and word not in words[:at] for at, word in enumerate(words)]
-    return [labels[w] if first else IGNORED for w, first in zip(words, firsts, strict=True)]
+    each = zip(labels, words, strict=True)
+    return [n for label, word in each for n in (label, *[IGNORED] * (len(word) - 1))]
 
 
 def make_example(

@@ -10,7 +10,7 @@ Beside the texts, what differs from translation is where the decoder starts: fro
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import numpy as np
 
@@ -32,64 +32,6 @@ class Config(seq2seq.Config):
     label_smoothing: Annotated[float, "0 <= x < 1"] = 0.0
     prefix: str = ""  # in front of every source: "summarize: "
     labels: str = ""  # "negative,positive": the words that targets 0, 1, ... stand for
-
-
-class Task(NamedTuple):
-    """How a row of a task becomes text.
-
-    Attributes:
-      source: what the model reads, with the row's fields in braces.
-      labels: the words of its classes; none: the target is a text, or a number (stsb).
-    """
-
-    source: str
-    labels: tuple[str, ...] = ()
-
-
-TASKS = {
-    "cola": Task("cola sentence: {sentence}", ("unacceptable", "acceptable")),
-    "sst2": Task("sst2 sentence: {sentence}", ("negative", "positive")),
-    "mrpc": Task(
-        "mrpc sentence1: {sentence1} sentence2: {sentence2}", ("not_equivalent", "equivalent")
-    ),
-    "stsb": Task("stsb sentence1: {sentence1} sentence2: {sentence2}"),
-    "qqp": Task(
-        "qqp question1: {question1} question2: {question2}", ("not_duplicate", "duplicate")
-    ),
-    "mnli": Task(
-        "mnli hypothesis: {hypothesis} premise: {premise}",
-        ("entailment", "neutral", "contradiction"),
-    ),
-    "qnli": Task(
-        "qnli question: {question} sentence: {sentence}", ("entailment", "not_entailment")
-    ),
-    "rte": Task(
-        "rte sentence1: {sentence1} sentence2: {sentence2}", ("entailment", "not_entailment")
-    ),
-    "squad": Task("question: {question} context: {context}"),
-    "summarize": Task("summarize: {text}"),
-    "translate": Task("translate {source_language} to {target_language}: {text}"),
-}
-
-
-def source(task: str, **fields: str) -> str:
-    """What the model reads of a row. Raises ValueError where the task or a field is not there."""
-    try:
-        return TASKS[task].source.format(**fields)
-    except KeyError as missing:
-        known = f"its fields are {', '.join(fields)}" if task in TASKS else f"tasks: {[*TASKS]}"
-        raise ValueError(f"text-to-text task '{task}' has no {missing}; {known}") from None
-
-
-def number(value: float) -> str:
-    """A similarity of STS-B as text, rounded to the nearest 0.2: a class of 26."""
-    return f"{round(value * 5) / 5:.1f}"
-
-
-def label(task: str, text: str) -> int | None:
-    """The class that a generated text names; None: none of the task's, which is never right."""
-    labels = TASKS[task].labels
-    return labels.index(text.strip()) if text.strip() in labels else None
 
 
 def make_example(source, target, rng=None, *, special: Special) -> dict[str, np.ndarray]:
