@@ -81,6 +81,7 @@ def test_a_space_is_put_before_the_text_where_the_file_says_so(tmp_path):
     files = byte_level() | {"tokenizer_config.json": {"add_prefix_space": True}}
     found = vocabulary.of_folder(folder(tmp_path, files, model_type="gpt2"))
     assert found.tokens(found.encode(["hello"])[0]) == ["Ġhello"]
+    assert found.pair([1], [2])[0] == [1, 2]  # there is no end of a text to put between them
 
 
 @pytest.mark.parametrize("family", ["roberta", "bart"])

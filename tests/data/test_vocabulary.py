@@ -28,8 +28,8 @@ def learned():
         ("roberta", "<s> a </s>", "<s> a </s> </s> b </s>"),
         ("xlnet", "a <sep> <cls>", "a <sep> b <sep> <cls>"),
         ("t5", "a </s>", "a </s> b </s>"),
-        ("gpt2", "a", "a b"),
-        ("chars", "a", "a b"),
+        ("gpt2", "a", "a <|endoftext|> b"),
+        ("chars", "a", "a </s> b"),
     ],
 )
 def test_each_family_has_its_own_around_texts(learned, kind, one, two):

@@ -10,6 +10,7 @@ import pytest
 
 from tfx.data import examples as data
 from tfx.data import vocabulary
+from tfx.data.cache import Ragged
 from tfx.data.sources import Corpus
 from tfx.nn.linear import Product
 from tfx.objectives import masked_lm
@@ -377,6 +378,22 @@ def test_pairs_are_kept_and_read_again(tmp_path):
     other, _ = of_data(given._replace(seed=1), pairs="order")
     assert len({one.fingerprint, more.fingerprint, other.fingerprint}) == 3
     assert len(more.lengths[0]) > len(one.lengths[0])
+    scored, _ = of_data(given._replace(train=False), pairs="order", copies=2)
+    assert scored.fingerprint == one.fingerprint  # a score is of the text as it is
+
+
+def test_blank_lines_end_documents_and_are_nothing_that_is_missing(tmp_path):
+    for pairs in ("none", "order"):
+        found, _ = of_data(given_of(tmp_path, FILE), pairs=pairs)
+        assert [part.empty for part in found.parts] == [0]
+
+
+def test_documents_are_the_runs_of_full_rows():
+    rows = Ragged.of([[], [1], [2, 3], [], [], [4], []])
+    listed = lambda found: [[ids.tolist() for ids in document] for document in found]
+    assert listed(masked_lm.Documents(rows, 0, 7)) == [[[1], [2, 3]], [[4]]]
+    assert listed(masked_lm.Documents(rows, 2, 6)) == [[[2, 3]], [[4]]]  # of one corpus of several
+    assert listed(masked_lm.Documents(rows, 3, 5)) == []
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def encode_rows(
     key = hashlib.sha256(json.dumps([VERSION, contents, *recipe]).encode()).hexdigest()
 
     def fill(partial: Path) -> None:
-        writers = {name: _Writer(partial, name, dtype) for name, dtype in dtypes.items()}
+        writers = {name: Writer(partial, name, dtype) for name, dtype in dtypes.items()}
         counts, read = [], 0
         for corpus in corpora:
             sums = np.zeros(3, np.int64)
@@ -250,7 +250,7 @@ def dtype_of(side) -> type:
     return np.uint16 if side.vocab_size < 1 << 16 else np.int32
 
 
-class _Writer:
+class Writer:
     """One ragged array, written piece by piece; no file stays open in between."""
 
     def __init__(self, folder: Path, name: str, dtype):

@@ -219,7 +219,8 @@ def blocks(
         return found
 
     parts = tuple(
-        replace(part, kept=int(count)) for part, count in zip(text.rows.parts, counts, strict=True)
+        replace(part, kept=int(count), empty=0)  # a blank line is no text that is missing
+        for part, count in zip(text.rows.parts, counts, strict=True)
     )
     tokens = np.minimum(reach, text.stops[corpus] - text.starts[corpus] - before * step)
     name = _hash([text.rows.fingerprint, step, reach, full, static, *recipe])

@@ -38,8 +38,9 @@ class Family:
     """What a family's files leave unsaid.
 
     one, two: what goes around one text and two: roles, the texts a and b, each with its segment
-    type behind a colon, or 0. spelling: of the special tokens, where no file says it. begin: the
-    role that decoding begins with, where there is a decoder.
+    type behind a colon, or 0; a role behind ? goes there if the files have it. spelling: of the
+    special tokens, where no file says it. begin: the role that decoding begins with, where there
+    is a decoder.
     """
 
     one: str
@@ -55,8 +56,10 @@ class Family:
         """
         parts = []
         for part in (self.two if two else self.one).split():
-            role, _, kind = part.partition(":")
+            role, _, kind = part.removeprefix("?").partition(":")
             if role not in ("a", "b") and role not in special:
+                if part.startswith("?"):
+                    continue
                 raise ValueError(f"the tokenizer has no {role} token, which goes around its texts")
             parts.append((special.get(role, role), int(kind or 0)))
         return parts
@@ -85,7 +88,7 @@ _XLNET = Family(
     "pad=<pad> eos=</s> bos=<s> unk=<unk> cls=<cls> sep=<sep> mask=<mask>",
 )
 _END = "<|endoftext|>"
-_OWN = Family("a", "a b", "pad=<pad> eos=</s> unk=<unk> bos=<s>")
+_OWN = Family("a", "a ?eos b", "pad=<pad> eos=</s> unk=<unk> bos=<s>")
 
 FAMILIES = {  # by the model_type of config.json
     "bert": _BERT,
@@ -94,7 +97,7 @@ FAMILIES = {  # by the model_type of config.json
     "xlm-roberta": _ROBERTA,
     "bart": _ROBERTA,
     "openai-gpt": Family("a", "a b", "unk=<unk>"),
-    "gpt2": Family("a", "a b", f"eos={_END} bos={_END} unk={_END}"),
+    "gpt2": Family("a", "a ?eos b", f"eos={_END} bos={_END} unk={_END}"),
     "t5": _T5,
     "mt5": _T5,
     "xlnet": _XLNET,

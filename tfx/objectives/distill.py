@@ -25,6 +25,7 @@ from tfx.objectives.inputs import Special
 ROWS, HEADS = "text", ("mlm", "pretraining")
 READS = "ids"
 OVER = {"nll": "masked"}
+SLICE = 1 << 24  # ids that are counted at a time
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def token_weights(counts: np.ndarray, special: Special) -> np.ndarray:
     """How likely each id is to be chosen for masking: the rarer the likelier, special ones never.
 
     Args:
-      counts: [vocab], how often each id is in the training text.
+      counts: [vocab], how often each id is in the text.
     """
     weights = np.maximum(counts, 1) ** -0.7
     weights[special.ids] = 0
@@ -172,7 +173,10 @@ def examples(config: Config, given: data.Given) -> data.Examples:
     named(config.teacher)
     v = given.vocabulary
     around, text = len(v.pair([])[0]), data.stream(given, False, v.special.get("sep"))
-    weights = token_weights(np.bincount(text.flat, minlength=v.vocab_size), inputs.special(v))
+    # A slice at a time: of what is counted, NumPy makes integers of eight bytes.
+    slices = (text.flat[at : at + SLICE] for at in range(0, len(text.flat), SLICE))
+    counts = sum(np.bincount(ids, minlength=v.vocab_size) for ids in slices)
+    weights = token_weights(counts, inputs.special(v))
     settings = dict(special=inputs.special(v), weights=weights, rate=config.rate)
     return data.blocks(
         given,

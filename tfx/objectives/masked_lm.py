@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tfx.data import examples as data
-from tfx.data.cache import Ragged, cached, dtype_of, encode_rows, offsets_of
+from tfx.data.cache import Ragged, Writer, cached, dtype_of, encode_rows
 from tfx.nn.losses import cross_entropy, softmax_cross_entropy, sum_of_means
 from tfx.objectives import inputs as rows
 from tfx.objectives import seq2seq
@@ -42,7 +42,7 @@ class Config(seq2seq.Config):
     whole_words: bool = False
     pairs: Literal["none", "next", "order"] = "none"  # a question about two sentences of a row
     static: bool = False  # the same masks in every epoch
-    copies: Annotated[int, "x >= 1"] = 1  # of the text, each paired and masked by itself
+    copies: Annotated[int, "x >= 1"] = 1  # of training text, each paired and masked by itself
 
 
 RECIPES = {  # how many tokens are masked where so many are expected
@@ -168,6 +168,21 @@ def loss(
     nsp, correct = softmax_cross_entropy(outputs["nsp"], batch["nsp"], rows_B)
     total, weight = sum_of_means((1.0, total, weight), (1.0, nsp, rows_B.sum()))
     return total, weight, sums | {"nsp_nll": nsp, "nsp_accuracy": correct, "rows": rows_B.sum()}
+
+
+class Documents(Sequence):
+    """The runs of rows first:last that are not empty; each is read when it is asked for."""
+
+    def __init__(self, rows: Ragged, first: int, last: int):
+        full = np.diff(rows.offsets[first : last + 1]) > 0
+        edges = np.flatnonzero(np.diff(full, prepend=False, append=False))
+        self._rows, self._bounds = rows, first + edges.reshape(-1, 2)
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def __getitem__(self, index: int) -> list[np.ndarray]:
+        return [self._rows[row] for row in range(*self._bounds[index])]
 
 
 class Pair(NamedTuple):
@@ -320,42 +335,39 @@ def paired(config: Config, given: data.Given) -> dict:
     encode = lambda lines: ({"ids": v.encode(lines)}, sum(not line.strip() for line in lines), 0)
     rest = [v.fingerprint, "sentences"]
     lines = encode_rows(given.corpora, given.folder, rest, {"ids": dtype}, encode, given.progress)
-    recipe = [lines.fingerprint, c.pairs, length, c.copies, given.seed]
+    copies = c.copies if given.train else 1
+    recipe = [lines.fingerprint, c.pairs, length, copies, given.seed]
     name = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
+    def pairs(documents):
+        for copy, index in np.ndindex(copies, len(documents)):
+            rng = np.random.default_rng((given.seed, copy, index))
+            if order:
+                yield sentence_order(documents[index], rng, length=length)
+            else:
+                yield next_sentences(documents, index, rng, length=length)
+
     def fill(folder):
-        made, counts, start = [], [], 0
+        first, second = (Writer(folder, name, dtype) for name in ("first", "second"))
+        labels, counts, start = [], [], 0
         for part in lines.parts:
-            documents, before = [[]], len(made)
-            for at in range(start, start + part.kept):
-                ids = lines.columns["ids"][at]
-                if len(ids):
-                    documents[-1].append(ids)
-                elif documents[-1]:
-                    documents.append([])
+            before = len(labels)
+            for made in pairs(Documents(lines.columns["ids"], start, start + part.kept)):
+                first.add([pair.first for pair in made])
+                second.add([pair.second for pair in made])
+                labels += [pair.label for pair in made]
+            counts.append(len(labels) - before)
             start += part.kept
-            documents = [document for document in documents if document]
-            for copy in range(c.copies):
-                for index, document in enumerate(documents):
-                    rng = np.random.default_rng((given.seed, copy, index))
-                    if order:
-                        made += sentence_order(document, rng, length=length)
-                    else:
-                        made += next_sentences(documents, index, rng, length=length)
-            counts.append(len(made) - before)
-        if not made:
+        if not labels:
             raise ValueError("no document of two sentences; write a sentence a line")
-        for key in ("first", "second"):
-            texts = [getattr(pair, key) for pair in made]
-            np.concatenate(texts).astype(dtype).tofile(folder / f"{key}.{np.dtype(dtype)}")
-            sizes = offsets_of([len(text) for text in texts])
-            sizes.tofile(folder / f"{key}_offsets.int64")
-        np.array([pair.label for pair in made], np.int8).tofile(folder / "label.int8")
+        first.close()
+        second.close()
+        np.array(labels, np.int8).tofile(folder / "label.int8")
         np.array(counts, np.int64).tofile(folder / "counts.int64")
 
     arrays = cached(lines.folder / f"sentences-{name[:32]}", fill)
     counts = zip(lines.parts, arrays["counts"].tolist(), strict=True)
-    parts = tuple(changed(part, kept=count) for part, count in counts)
+    parts = tuple(changed(part, kept=count, empty=0) for part, count in counts)
     ragged = {key: Ragged(arrays[key], arrays[f"{key}_offsets"]) for key in ("first", "second")}
     label = Ragged(arrays["label"], np.arange(len(arrays["label"]) + 1))
     return ragged | {"label": label, "rows": changed(lines, parts=parts, fingerprint=name)}

@@ -179,6 +179,10 @@ def examples(config: Config, given: data.Given) -> data.Examples:
             f"objective.reuse={reuse} leaves {room} tokens of data.max_length={length} for the two "
             "segments; lower it"
         )
+    lines = [
+        text.bounds[slice(*np.searchsorted(text.bounds, [first, last + 1]))] - first
+        for first, last in zip(text.starts, text.stops, strict=True)
+    ]
     predictions = c.predictions or length // CONTEXT
     settings = dict(special=inputs.special(v), starts=v.starts_word, predictions=predictions)
 
@@ -186,9 +190,8 @@ def examples(config: Config, given: data.Given) -> data.Examples:
         # Both segments are of one corpus.
         corpus = np.searchsorted(text.stops, block.start, "right")
         first, last = text.starts[corpus], text.stops[corpus]
-        lines = text.bounds[slice(*np.searchsorted(text.bounds, [first, last + 1]))] - first
         begin = block.start - first + reuse
-        sides = split(text.flat[first:last], lines, begin, room, rng)[:2]
+        sides = split(text.flat[first:last], lines[corpus], begin, room, rng)[:2]
         sides = [side.astype(np.int32) for side in sides]
         return make_example(block.ids[:reuse], *sides, rng, **settings)
 
