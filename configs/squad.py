@@ -17,7 +17,7 @@ Score: EM / F1 on the dev set, which `test` is too. 1.1: BERT base 80.8 / 88.5, 
 78.7 / 81.9, RoBERTa large 86.5 / 89.4, XLNet large 87.9 / 90.6.
 
 Differs from the papers: a batch has as many tokens as they have in rows of the usual length, and
-steps are counted for it. XLNet's head finds start and end each by itself, not one after the other.
+steps are counted for it.
 """
 
 from tfx.config import tiny

@@ -144,7 +144,7 @@ def test_the_rate_of_t5_is_the_papers():
         ("sst2:gpt", "classify", "classify", "adamw"),
         ("sst2:t5-3b", "text_to_text", "lm", "adafactor"),
         ("sst2:bart", "text_to_text", None, "adamw"),
-        ("squad:xlnet,policyqa", "span_qa", "span", "adamw"),
+        ("squad:xlnet,policyqa", "span_qa", "beam", "adamw"),
         ("summarise:t5-v1_1-base,dialogsum", "text_to_text", "lm", "adafactor"),
         ("summarise:transformer-big", "text_to_text", None, "adamw"),
     ],

@@ -95,12 +95,13 @@ def test_classes_are_those_that_the_model_gives_each_text_alone(tmp_path):
     assert "accuracy" in workdir.progress(tmp_path)[1]["metric"]
 
 
-def test_answers_are_pieces_of_their_contexts(tmp_path):
+@pytest.mark.parametrize("family, head", [("bert", "span"), ("xlnet", "beam")])
+def test_answers_are_pieces_of_their_contexts(tmp_path, family, head):
     config = small(
-        "bert",
+        family,
         "span_qa",
-        "bert",
-        model__head="span",
+        family,
+        model__head=head,
         objective__no_answer=True,
         objective__stride=16,
         data__max_length=128,

@@ -25,6 +25,7 @@ ONE_TEXT = (*BERTS, "gpt2", "xlnet")
 ROW = {"data.max_length": 64, "data.truncate": True}
 PAIRED = {"model.head": "pretraining", "objective.copies": 2}
 CLASSES = {"objective.labels": ",".join(exercises.CLASSES), "model.head": "classify"}
+QUESTIONS = {"objective.no_answer": True, "objective.stride": 24, "data.max_length": 96}
 # Name: objective, families, and what is set.
 CASES = {
     "seq2seq": ("seq2seq", ("t5",), {}),
@@ -50,12 +51,8 @@ CASES = {
         ONE_TEXT,
         {"model.head": "choice", "data.max_length": 128},
     ),
-    "span_qa": (
-        "span_qa",
-        (*BERTS, "xlnet"),
-        {"model.head": "span", "objective.no_answer": True, "objective.stride": 24}
-        | {"data.max_length": 96},
-    ),
+    "span_qa": ("span_qa", (*BERTS, "xlnet"), QUESTIONS | {"model.head": "span"}),
+    "span_qa beam": ("span_qa", ("xlnet",), QUESTIONS | {"model.head": "beam"}),
 }
 TEACHERS = {"distill": "mlm", "distill_task": "classify"}
 CASES |= {

@@ -133,13 +133,15 @@ class Asked(NamedTuple):
         multiple = sharding.batch_parts(self.run.mesh)
         return assemble.open_batches(self.config, *where, multiple=multiple, train=False)
 
-    def outputs(self, *names: str) -> dict[int, dict[str, np.ndarray]]:
-        """Of every example by its number, what the model predicts and what is in the batch."""
+    def outputs(self, *names: str, unseen: str = "") -> dict[int, dict[str, np.ndarray]]:
+        """Of every example by its number, what the model predicts and what is in the batch; the
+        model does not see what `unseen` names."""
         run, batches, found = self.run, self.batches(), {}
 
         def predict(params, batch):
             index = batch.pop("index")
-            made = run.model.apply({"params": params}, batch, method="predict")
+            seen = {name: x for name, x in batch.items() if name != unseen}
+            made = run.model.apply({"params": params}, seen, method="predict")
             return index, {name: made[name] if name in made else batch[name] for name in names}
 
         step = jax.jit(predict, out_shardings=sharding.replicated(run.mesh))
@@ -214,27 +216,28 @@ def questions(asked: Asked) -> Outcome:
     """Answers cut out of a text: exact matches and F1; where there may be none, also the best that
     a threshold could do."""
     config, given = asked.config.objective, asked.given()
-    read, logits = span_qa.Questions(config, given), asked.outputs("start", "end")
+    read = span_qa.Questions(config, given)
+    beams = asked.config.model.head == "beam"  # which would take the true start for known
+    names = (*span_qa.OF_BEAMS, "impossible") if beams else span_qa.OF_SPANS
+    outputs = asked.outputs(*names, unseen="start")
     windows = [[] for _ in range(len(read))]
-    for number in logits:
+    for number in outputs:
         windows[read.question_of[number]].append(number)
     ids, predicted, certain, nulls, gold = [], {}, {}, {}, {}  # files may share ids
     for at, found in enumerate(windows):
         question = read.question(at)
-        answers, null = span_qa.n_best(
+        answers, nulls[at] = span_qa.n_best(
             question,
             [read.window(number) for number in found],
-            [logits[number]["start"] for number in found],
-            [logits[number]["end"] for number in found],
+            [outputs[number] for number in found],
             special=inputs.special(given.vocabulary),
             count=config.n_best,
             longest=config.longest,
         )
         ids.append(question.id)
         threshold = config.threshold if config.no_answer else None
-        predicted[at] = span_qa.predict(answers, null, threshold)
-        certain[at] = span_qa.predict(answers, null)
-        nulls[at] = null - (answers[0].score if answers else -np.inf)
+        predicted[at] = span_qa.predict(answers, nulls[at], threshold)
+        certain[at] = span_qa.predict(answers, nulls[at])
         gold[at] = read.answers[at]
     rows = scores.squad(predicted, gold)
     if config.no_answer:

@@ -288,7 +288,7 @@ def test_it_learns_the_objective_of_its_paper():
 def test_likely_answers_are_what_known_starts_say():
     model, params = drawn(dataclasses.replace(TINY, head="beam", start_top=3, end_top=2))
     batch = {"ids": ids(), "cls": np.array([6, 2])}
-    batch["excluded"] = np.arange(LENGTH)[None] == batch["cls"][:, None]
+    batch["allowed"] = np.arange(LENGTH)[None] != batch["cls"][:, None]
     found = predict(model, params, **batch)
     probs = jax.nn.softmax(found["start"])
     np.testing.assert_allclose(found["start_probs"], -np.sort(-probs)[:, :3], rtol=1e-6)

@@ -141,14 +141,13 @@ def logits_for(rows, span, high=9.0):
     """Logits that say `span`, two tokens of the context, in each row that has them."""
     made = []
     for row in rows:
-        ends = []
-        for token in span:
-            logits = np.zeros(len(row["at"]) + 3)  # the batch was padded
+        ends = {}
+        for name, token in zip(("start", "end"), span, strict=True):
+            ends[name] = logits = np.zeros(len(row["at"]) + 3)  # the batch was padded
             logits[len(row["at"]) :] = 99
             logits[: len(row["at"])][row["at"] == token] = high
-            ends.append(logits)
         made.append(ends)
-    return zip(*made, strict=True)
+    return made
 
 
 @pytest.mark.parametrize("length, stride", [(100, 50), (11, 2), (9, 1)])
@@ -158,7 +157,7 @@ def test_every_answer_is_found_back(length, stride):
     for first in range(len(question.context)):
         for last in range(first, min(first + 2, len(question.context))):
             logits = logits_for(rows, (first, last))
-            answers, _ = span_qa.n_best(question, rows, *logits, special=SPECIAL)
+            answers, _ = span_qa.n_best(question, rows, logits, special=SPECIAL)
             want = TEXT[question.offsets[first][0] : question.offsets[last][1]]
             assert answers[0].text == want == TEXT[answers[0].begin : answers[0].end]
             assert answers[0].score == 18
@@ -167,22 +166,41 @@ def test_every_answer_is_found_back(length, stride):
 def test_the_best_are_those_of_an_exhaustive_search():
     question, rng = ask(), np.random.default_rng(0)
     rows = rows_of(question, length=12, stride=4)
-    starts, ends = ([rng.normal(size=len(row["at"])) for row in rows] for _ in range(2))
+    logits = [{key: rng.normal(size=len(row["at"])) for key in ("start", "end")} for row in rows]
     best = {}
-    for row, start, end in zip(rows, starts, ends, strict=True):
-        at = row["at"]
+    for row, made in zip(rows, logits, strict=True):
+        at, start, end = row["at"], made["start"], made["end"]
         for i in range(len(at)):
             for j in range(i, min(i + 3, len(at))):
                 if row["best"][i] and at[j] >= 0:
                     text = TEXT[question.offsets[at[i]][0] : question.offsets[at[j]][1]]
                     best[text] = max(best.get(text, -np.inf), start[i] + end[j])
-    answers, null = span_qa.n_best(
-        question, rows, starts, ends, special=SPECIAL, count=15, longest=3
-    )
+    answers, margin = span_qa.n_best(question, rows, logits, special=SPECIAL, count=15, longest=3)
     want = sorted(best.items(), key=lambda pair: -pair[1])[:15]
     assert [answer.text for answer in answers] == [text for text, _ in want]
     np.testing.assert_allclose([answer.score for answer in answers], [score for _, score in want])
-    assert null == min(start[0] + end[0] for start, end in zip(starts, ends, strict=True))
+    assert margin == min(made["start"][0] + made["end"][0] for made in logits) - answers[0].score
+
+
+def test_a_beam_answers_with_the_ends_of_likely_starts():
+    question = ask("one two three four five")
+    (row,) = rows_of(question, family="xlnet", context_first=True)
+    assert row["ids"].tolist()[-1] == SPECIAL.cls
+    assert row["allowed"].tolist() == [True] * 5 + [False] * 4 + [True]
+    found = {  # of the starts 1 and 3 the two likeliest ends each, the first of both first
+        "start_probs": np.array([0.5, 0.25]),
+        "start_at": np.array([1, 3]),
+        "end_probs": np.array([0.5, 0.75, 0.25, 0.25]),
+        "end_at": np.array([2, 4, 0, 9]),  # 0 is before 1, and 9 is no part of the context
+        "impossible": np.float32(-0.5),
+    }
+    answers, margin = span_qa.n_best(question, [row], [found], special=SPECIAL)
+    assert [answer.text for answer in answers] == ["two three", "four five"]
+    np.testing.assert_allclose([np.exp(answer.score) for answer in answers], [1 / 4, 3 / 16])
+    assert margin == -0.5
+    (only,), _ = span_qa.n_best(question, [row], [found], special=SPECIAL, count=1)
+    assert only == answers[0]
+    assert span_qa.n_best(question, [row], [found], special=SPECIAL, longest=1) == ([], np.inf)
 
 
 def test_pieces_that_hold_the_space_before_them():
@@ -190,20 +208,20 @@ def test_pieces_that_hold_the_space_before_them():
     question = ask("see John Smith there", pattern=r"\s?\w+")
     assert span_qa.answer_tokens(question, "John Smith", 4) == (1, 2)
     rows = rows_of(question)
-    (best, *_), _ = span_qa.n_best(question, rows, *logits_for(rows, (1, 2)), special=SPECIAL)
+    (best, *_), _ = span_qa.n_best(question, rows, logits_for(rows, (1, 2)), special=SPECIAL)
     assert (best.text, best.begin, best.end) == ("John Smith", 4, 14)
 
 
 def test_the_threshold_decides_whether_there_is_an_answer():
     answers = [span_qa.Answer("a", 3.0, 0, 1), span_qa.Answer("b", 1.0, 2, 3)]
-    assert span_qa.predict(answers, null=99.0) == "a"
-    assert span_qa.predict(answers, null=3.5, threshold=0.0) == ""
-    assert span_qa.predict(answers, null=3.5, threshold=1.0) == "a"
-    assert span_qa.predict([], null=0.0) == ""
+    assert span_qa.predict(answers, margin=99.0) == "a"
+    assert span_qa.predict(answers, margin=0.5, threshold=0.0) == ""
+    assert span_qa.predict(answers, margin=0.5, threshold=1.0) == "a"
+    assert span_qa.predict([], margin=0.0) == ""
     question = ask("")
     (row,) = rows_of(question)
-    found = span_qa.n_best(question, [row], [np.ones(5)], [np.ones(5)], special=SPECIAL)
-    assert found == ([], 2.0)
+    logits = {"start": np.ones(5), "end": np.ones(5)}
+    assert span_qa.n_best(question, [row], [logits], special=SPECIAL) == ([], np.inf)
 
 
 # The loss.
@@ -235,6 +253,21 @@ def test_the_mean_of_both_ends_over_rows_and_tokens_that_are_there():
     gradients = jax.grad(lambda *x: run(*x)[0], (0, 1))(jnp.asarray(start_BT), jnp.asarray(end_BT))
     for gradient in gradients:
         assert ((gradient != 0) == batch["mask"]).all()
+
+
+def test_half_of_the_question_whether_there_is_an_answer_comes_on_top():
+    batch = {
+        "mask": np.array([[1, 1], [1, 1], [0, 0]]),
+        "start": np.array([0, 1, 0]),
+        "end": np.array([0, 1, 0]),
+    }
+    outputs = {"start": jnp.zeros((3, 2)), "end": jnp.zeros((3, 2)), "impossible": jnp.ones(3)}
+    run = lambda batch: span_qa.loss(lambda *_, **__: outputs, None, batch, None, True)
+    plain, weight, sums = run(batch)
+    total, *_ = run(batch | {"impossible": np.array([True, False, True])})
+    none = np.log1p(np.exp(-1)) + np.log1p(np.exp(1))
+    np.testing.assert_allclose(total, plain + none / 2, rtol=1e-6)
+    assert weight == 2 and sums["nll"] == plain
 
 
 # Examples of a data set.

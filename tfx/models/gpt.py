@@ -6,7 +6,9 @@ Transformer's decoder alone, trained to predict the next token, then fine-tuned 
 
 Differs from the paper: positions have a table of their own (the authors keep them in that of the
 tokens, so that their logits are over positions too), and elements of embeddings are dropped, not
-whole rows of the table. GELU is the tanh form, as in the authors' code.
+whole rows of the table. There are no start, delimiter and extract tokens: a head reads the last
+token, and two texts follow each other (GPT-2's with its end of text between them). GELU is the
+tanh form, as in the authors' code.
 """
 
 from collections.abc import Mapping

@@ -86,17 +86,17 @@ class Answer(nn.Module):
         pair_B1E = jnp.concatenate([begin_B1D, cls_B1D], -1)
         return wide(self.impossible(jnp.tanh(self.impossible_hidden(pair_B1E)))[:, 0, 0])
 
-    def __call__(self, x_BTD, cls_B, excluded_BT=None, start_B=None) -> dict[str, jax.Array]:
+    def __call__(self, x_BTD, cls_B, allowed_BT=None, start_B=None) -> dict[str, jax.Array]:
         """Logits of `start` [B, T], and of an answer being `impossible` [B]. Where the start is
         known, those of the `end` [B, T]; else probabilities of the likeliest of each and where
         they are: `start_probs`, `start_at` [B, W], `end_probs`, `end_at` [B, ends * W].
 
         Args:
           cls_B: position of the token that stands for no answer.
-          excluded_BT: 1 where no answer starts or ends.
+          allowed_BT: 1 where an answer may start or end.
         """
-        excluded_BT = jnp.zeros(x_BTD.shape[:2]) if excluded_BT is None else excluded_BT
-        only = lambda logits_BTW: jnp.where(excluded_BT[..., None] > 0, HIDDEN, wide(logits_BTW))
+        allowed_BT = jnp.ones(x_BTD.shape[:2]) if allowed_BT is None else allowed_BT
+        only = lambda logits_BTW: jnp.where(allowed_BT[..., None] > 0, wide(logits_BTW), HIDDEN)
         state = lambda at_BW: jnp.take_along_axis(x_BTD, at_BW[..., None], 1)
         start_BT, cls_B1D = only(self.start(x_BTD))[..., 0], state(cls_B[:, None])
         if start_B is not None:

@@ -189,10 +189,12 @@ def to_batch(about: dict, theirs: dict) -> dict:
     """Our batch, from the arguments of their model."""
     batch = hf.one_text(theirs)
     names = {"perm_mask": "perm_mask", "target_mapping": "target_mapping", "cls": "cls_index"}
-    names |= {"start": "start_positions", "end": "end_positions", "excluded": "p_mask"}
+    names |= {"start": "start_positions", "end": "end_positions"}
     batch |= {ours: theirs[name] for ours, name in names.items() if theirs.get(name) is not None}
     if theirs.get("input_mask") is not None:
         batch["mask"] = 1 - theirs["input_mask"]
+    if theirs.get("p_mask") is not None:
+        batch["allowed"] = 1 - theirs["p_mask"]
     if theirs.get("mems") is not None:
         batch["memory"] = jnp.moveaxis(theirs["mems"], 2, 0)
     *rows, length = batch["ids"].shape
@@ -403,7 +405,7 @@ class XLNet(nn.Module):
     def predict(self, batch, train: bool = False) -> dict:
         """What the head makes of a batch, and what `encode` returns: `states` and `memory`. The
         others are `logits` (of a language model, a `Product`), of spans `start` and `end` [B, T],
-        and of the head beam what `Answer` finds, where `start` [B] may be known and `excluded`
+        and of the head beam what `Answer` finds, where `start` [B] may be known and `allowed`
         [B, T] said. Of a multiple choice, all of the batch is [B, C, T] and `logits` are [B, C].
 
         A text is summed up by its last token, or the one at `cls` [B].
@@ -425,7 +427,7 @@ class XLNet(nn.Module):
             logits_BTL = self.classifier(x_BTD)
             return found | {"start": logits_BTL[..., 0], "end": logits_BTL[..., 1]}
         if c.head == "beam":
-            known = batch.get("excluded"), batch.get("start")
+            known = batch.get("allowed"), batch.get("start")
             return found | self.answer(x_BTD, _last(batch), *known)
         if c.head == "none":
             return found

@@ -6,6 +6,9 @@ sections 4.2 and 4.3, and the authors' code.
 A context that does not fit is read in several windows, each a row of its own, a stride apart. Where
 an answer is not in a window, or there is none, start and end are [CLS]. Answers are found back by
 the characters that tokens stand for, so they are pieces of the context as it was written.
+
+XLNet's head `beam` (Yang et al., 2019, their code) finds an end for each of the likeliest starts,
+and says by itself whether there is no answer.
 """
 
 import json
@@ -15,6 +18,7 @@ from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from tfx.data import examples as data
 from tfx.data.cache import Rows, dtype_of, encode_rows
@@ -22,7 +26,7 @@ from tfx.nn.losses import softmax_cross_entropy
 from tfx.objectives import inputs
 from tfx.objectives.inputs import Special, frame
 
-ROWS, HEADS = "questions", ("span",)
+ROWS, HEADS = "questions", ("beam", "span")
 READS = "ids"
 
 
@@ -118,9 +122,9 @@ def make_examples(
 
     Returns:
       Of each window a row of `inputs.frame`; `start` and `end`, positions in it, and `impossible`
-      (no answer in it, so that both are the position of [CLS]); and for reading answers off, `at`
-      [T], which token of the context each is (-1: none), and `best` [T], whether that has no
-      window with more context.
+      (no answer in it, so that both are the position of [CLS]); `allowed` [T], where these may
+      be; and for reading answers off, `at` [T], which token of the context each is (-1: none), and
+      `best` [T], whether that has no window with more context.
 
     Raises:
       ValueError: the answer is not in the text; or the question leaves the context no room.
@@ -153,6 +157,7 @@ def make_examples(
             "start": np.int32(start),
             "end": np.int32(end),
             "impossible": np.bool_(not inside),
+            "allowed": (at >= 0) | (row["ids"] == special.get("cls")),
         }
         made.append(row | places | {"at": at, "best": best[at] == number})
     return made
@@ -165,10 +170,13 @@ def null_position(ids: np.ndarray, special: Special) -> int:
 
 def loss(apply, params, batch, rngs, train):
     """The mean of two cross-entropies: of `start` [B] with the logits of the same name [B, T], and
-    of `end`. Padding cannot be chosen; rows without a token do not count.
+    of `end`. Padding cannot be chosen; rows without a token do not count. The head `beam` knows the
+    start when it looks for the end; where the batch has `impossible` [B], half of the cross-entropy
+    of what it says about that comes on top.
 
     Returns:
-      Its sum over rows, their number, and sums: `nll`, and `accuracy`, rows with both ends right.
+      Its sum over rows, their number, and sums: `nll` of start and end, and `accuracy`, rows with
+      both of them right.
     """
     outputs = apply(params, batch, rngs=rngs, train=train)
     there_BT = batch["mask"] > 0
@@ -181,14 +189,18 @@ def loss(apply, params, batch, rngs, train):
     right_B = weights_B
     for key, logits_BT in logits.items():
         right_B = right_B * (logits_BT.argmax(-1) == batch[key])
-    return nll / 2, weights_B.sum(), {"nll": nll / 2, "accuracy": right_B.sum()}
+    total = nll / 2
+    if "impossible" in outputs and "impossible" in batch:
+        none_B = optax.sigmoid_binary_cross_entropy(outputs["impossible"], batch["impossible"])
+        total += (none_B * weights_B).sum() / 2
+    return total, weights_B.sum(), {"nll": nll / 2, "accuracy": right_B.sum()}
 
 
 class Answer(NamedTuple):
     """A piece of the context.
 
     Attributes:
-      score: its start logit plus its end logit.
+      score: its start logit plus its end logit; of the head beam, its log-probability.
       begin, end: its characters.
     """
 
@@ -198,11 +210,30 @@ class Answer(NamedTuple):
     end: int
 
 
+OF_SPANS, OF_BEAMS = ("start", "end"), ("start_probs", "start_at", "end_probs", "end_at")
+
+
+def span_scores(made: dict, ends_of: np.ndarray) -> np.ndarray:
+    """Logits of starts and ends [T], added up for every answer: see `n_best`."""
+    start, end = (np.asarray(made[name], np.float64) for name in OF_SPANS)
+    return start[: len(ends_of), None] + end[ends_of]
+
+
+def beam_scores(made: dict, ends_of: np.ndarray) -> np.ndarray:
+    """Log-probabilities of the answers that `heads.Answer` has followed; -inf of the others."""
+    starts, at, ends, stop = (np.asarray(made[name]) for name in OF_BEAMS)
+    at, starts = (np.tile(x, len(stop) // len(x)) for x in (at, starts))
+    scores, size = np.full(ends_of.shape, -np.inf), stop - at
+    there = (size >= 0) & (size < ends_of.shape[1]) & (stop < len(ends_of))
+    with np.errstate(divide="ignore"):
+        scores[at[there], size[there]] = (np.log(starts) + np.log(ends))[there]
+    return scores
+
+
 def n_best(
     question: Question,
     rows: Sequence[dict],
-    starts: Sequence[np.ndarray],
-    ends: Sequence[np.ndarray],
+    outputs: Sequence[dict],
     *,
     special: Special,
     count: int = 20,
@@ -212,26 +243,29 @@ def n_best(
 
     Args:
       rows: its windows, in any order.
-      starts, ends: their logits, [T] or longer; what stands beyond a row is not looked at.
+      outputs: what the model makes of each: logits `start` and `end`, [T] or longer (what stands
+        beyond a row is not looked at); or what `heads.Answer` finds.
       count: answers at most.
       longest: tokens of an answer at most.
 
     Returns:
-      Answers, best first, none twice; and the score of there being none, the least that a window
-      has for it.
+      Answers, best first, none twice; and by how much there being none is better than the first of
+      them: the least that a window has for it, less that answer's score; of the head beam its
+      logit of there being none, the least of a window.
     """
-    text, found, null = question.text, [], np.inf
-    for row, start, end in zip(rows, starts, ends, strict=True):
-        at, cls = row["at"], null_position(row["ids"], special)
-        size = len(at)
-        start, end = (np.asarray(x[:size], np.float64) for x in (start, end))
-        null = min(null, float(start[cls] + end[cls]))
+    text, found, null, beams = question.text, [], np.inf, "start_at" in outputs[0]
+    for row, made in zip(rows, outputs, strict=True):
+        at, size = row["at"], len(row["at"])
+        cls = null_position(row["ids"], special)
+        none = made["impossible"] if beams else made["start"][cls] + made["end"][cls]
+        null = min(null, float(none))
         # Column n of a row: an answer of n + 1 tokens from there on.
         ends_of = np.arange(size)[:, None] + np.arange(longest)
         within = ends_of < size
         ends_of = np.minimum(ends_of, size - 1)
         allowed = within & row["best"][:, None] & (at[ends_of] >= 0)
-        scores = np.where(allowed, start[:, None] + end[ends_of], -np.inf).ravel()
+        scores = (beam_scores if beams else span_scores)(made, ends_of)
+        scores = np.where(allowed, scores, -np.inf).ravel()
         for flat in np.argsort(-scores, kind="stable")[:count]:
             if scores[flat] == -np.inf:
                 break
@@ -247,13 +281,16 @@ def n_best(
     for answer in sorted(found, key=lambda answer: -answer.score):
         if answer.text:
             best.setdefault(answer.text, answer)
-    return list(best.values())[:count], null
+    answers = list(best.values())[:count]
+    if not answers:
+        return [], np.inf
+    return answers, null if beams else null - answers[0].score
 
 
-def predict(answers: Sequence[Answer], null: float, threshold: float | None = None) -> str:
-    """The text of the best answer; "" where there is none, or where no answer scores better than
-    the best by more than `threshold` (None: there always is one, SQuAD 1.1)."""
-    if not answers or (threshold is not None and null - answers[0].score > threshold):
+def predict(answers: Sequence[Answer], margin: float, threshold: float | None = None) -> str:
+    """The text of the best answer; "" where there is none, or where there being none is better by
+    a margin of more than `threshold` (None: there always is one, SQuAD 1.1)."""
+    if not answers or (threshold is not None and margin > threshold):
         return ""
     return answers[0].text
 
@@ -265,6 +302,8 @@ def examples(config: Config, given: data.Given) -> data.Examples:
     """The windows of all questions."""
     opened = Questions(config, given)
     axes = inputs.axes(given.vocabulary, start="", end="")
+    if given.vocabulary.family == "xlnet":  # its head beam asks for more
+        axes |= {"allowed": "T"} | ({"impossible": ""} if config.no_answer else {})
 
     def make(numbers, draw):
         windows = [opened.window(number) for number in numbers.tolist()]
