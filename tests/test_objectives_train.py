@@ -36,7 +36,7 @@ CASES = {
     "masked_lm": ("masked_lm", BERTS, {"objective.whole_words": True}),
     "masked_lm next": ("masked_lm", BERTS, PAIRED | {"objective.pairs": "next"}),
     "masked_lm order": ("masked_lm", BERTS, PAIRED | {"objective.pairs": "order"}),
-    "permutation_lm": ("permutation_lm", ("xlnet",), {}),
+    "permutation_lm": ("permutation_lm", ("xlnet",), {"objective.memory": 8}),
     "classify": ("classify", (*ONE_TEXT, "t5"), CLASSES),
     "classify beside": ("classify", ("gpt2",), CLASSES | {"objective.language": 0.5}),
     "regress": ("regress", (*ONE_TEXT, "t5"), {"model.head": "classify", "model.classes": 1}),

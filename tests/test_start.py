@@ -85,6 +85,15 @@ def test_what_turns_half_a_batch_round_is_for_pre_training():
         configs.freeze(c)
 
 
+def test_what_is_remembered_is_next_to_a_row():
+    c = configs.defaults("xlnet", "base", "permutation_lm")
+    c.model.reuse = 256
+    assert configs.freeze(c).objective.memory == 0
+    c.objective.memory = 384
+    with pytest.raises(ValueError, match="model.reuse = 256: .* set it to 0"):
+        configs.freeze(c)
+
+
 def test_the_first_objective_that_fits():
     chosen = lambda place: start.start_from(place, "text_to_text", "classify").objective.name
     assert {p: chosen(p) for p in ("bert", "gpt", "xlnet", "t5", "marian")} == {

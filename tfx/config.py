@@ -33,7 +33,7 @@ _TINY = {
     | dict(max_length=32),
     "model": dict(width=16, depth=1, decoder_depth=1, heads=2, key_width=8, value_width=8, mlp=32)
     | dict(vocab=0),
-    "objective": dict(copies=1, predictions=0, reuse=0, stride=64, no_answer=True),
+    "objective": dict(copies=1, predictions=0, reuse=0, memory=8, stride=64, no_answer=True),
     "tokenizer": dict(vocab=400, path=""),
     "batch": dict(tokens=256, shapes=1),
     "optim": dict(warmup=1, frozen=""),
@@ -317,6 +317,11 @@ def _check_learns(family, config: Config) -> None:
         )
     if getattr(config.model, "bi_data", False):
         raise ValueError("model.bi_data = true: no row is turned round here; set it to false")
+    if getattr(config.objective, "memory", 0) and config.model.reuse:
+        raise ValueError(
+            f"model.reuse = {config.model.reuse}: objective.memory remembers all that is next to a "
+            "row; set it to 0"
+        )
     if config.eval.monitor == "accuracy" and not has_accuracy(config.objective):
         raise ValueError(
             f'eval.monitor = accuracy: objective.name = "{name}" has none; set it to loss'

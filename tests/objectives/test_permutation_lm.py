@@ -1,5 +1,6 @@
 """Permutation language modelling: who is predicted, and who sees whom."""
 
+import dataclasses
 import itertools
 from math import sqrt
 
@@ -7,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+from tfx import models
 from tfx.data import examples as data
 from tfx.data import vocabulary
 from tfx.data.sources import Corpus
+from tfx.models import xlnet
 from tfx.nn.linear import Product
 from tfx.objectives import permutation_lm
 from tfx.objectives.inputs import Special
@@ -199,7 +203,7 @@ def test_rows_are_full_and_each_goes_on_where_the_last_one_kept_to(tmp_path, tra
     stream = [id for ids in XLNET.encode(LINES) for id in ids]
     found, made = of_data(tmp_path, LINES, train=train, **settings)
     reuse, count = settings.get("reuse", 16), settings.get("predictions", 32 // 6)
-    assert (found.lengths[0] == 32).all() and found.sizes(32) == {"P": count}
+    assert (found.lengths[0] == 32).all() and found.sizes(32)["P"] == count
     starts = []
     for row in made:
         assert {key: x.shape for key, x in row.items() if key in found.axes} == {
@@ -214,6 +218,41 @@ def test_rows_are_full_and_each_goes_on_where_the_last_one_kept_to(tmp_path, tra
     assert all(starts) and len(made) > 2
     for one, other in itertools.pairwise(starts):
         assert any(start + reuse in other for start in one)
+
+
+def test_what_is_before_a_row_is_read_first(tmp_path):
+    stream = [id for ids in XLNET.encode(LINES) for id in ids]
+    found, made = of_data(tmp_path, LINES, memory=7, reuse=10)
+    plain, _ = of_data(tmp_path, LINES, reuse=10)
+    assert found.fingerprint != plain.fingerprint and found.sizes(32)["M"] == 7
+    assert (found.lengths[0] == 32).all() and found.axes["before"] == "M"
+    for row in made:
+        both = [*row["before"].tolist(), *row["ids"][:11].tolist()]  # and on in segment A
+        assert any(stream[n : n + 18] == both for n in range(len(stream)))
+
+
+def test_memory_is_as_if_row_and_memory_were_one_text(tmp_path):
+    config = xlnet.Config(vocab=30, width=16, depth=2, heads=2, mlp=32, dropout=0.0)
+    model = models.build(dataclasses.replace(config, attention_dropout=0.0, mlp_dropout=0.0))
+    rng = np.random.default_rng(0)
+    draw = lambda like: rng.normal(size=like.shape).astype(np.float32) / 4
+    params = jax.tree.map(draw, nn.unbox(models.shapes(model)))
+
+    def run(batch):
+        apply = lambda params, batch, **_: model.apply({"params": params}, batch, method="predict")
+        return permutation_lm.loss(apply, params, batch, None, True)[0]
+
+    _, made = of_data(tmp_path, LINES, memory=7)
+    batch = {key: np.stack([row[key] for row in made]) for key in made[0]}
+    short = run(batch)
+    before = batch.pop("before")
+    padded = lambda x, *axes: np.pad(x, [(7 * (axis in axes), 0) for axis in range(x.ndim)])
+    batch |= {"ids": np.concatenate([before, batch["ids"]], 1), "types": padded(batch["types"], 1)}
+    batch["mask"] = np.ones_like(batch["ids"])
+    batch["perm_mask"] = padded(batch["perm_mask"], 1, 2)
+    batch["perm_mask"][:, :7, 7:] = True
+    batch["target_mapping"] = padded(batch["target_mapping"], 2)
+    np.testing.assert_allclose(short, run(batch), rtol=1e-5)
 
 
 def test_epochs_permute_anew_and_the_same_when_asked_again(tmp_path):

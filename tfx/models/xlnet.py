@@ -348,7 +348,8 @@ class XLNet(nn.Module):
         self.head_drop = Dropout(c.head_dropout)
 
     def encode(self, batch, train: bool = False):
-        """States of `batch["ids"]` [B, T], and memory for the text that follows, [B, N, M, D].
+        """States of `batch["ids"]` [B, T], and memory for the text that follows, [B, N, M, D],
+        which no gradient enters.
 
         The batch may have `mask` [B, T], 0 on padding; `types` [B, T]; `memory`, as this returns
         it, seen by all; `perm_mask` [B, T, T], 1 where the token of a row cannot see that of a

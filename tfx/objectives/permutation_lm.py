@@ -1,15 +1,18 @@
 """Permutation language modelling: predict some tokens of a text in a random order, each from those
 that come before it in that order. Yang et al. (2019), sections 2.2 to 2.5, and the authors' code.
 
-    row     [reuse] A <sep> B <sep> <cls>     types 0 0 0 1 1 2
-    half    first    second
+    row     before [reuse] A <sep> B <sep> <cls>     types 0 0 0 1 1 2
+    half           first    second
 
-The first half goes on where the row before ended, so it may be kept as memory. It never sees the
-second; the second sees all of it. Within a half, what is not predicted is seen by all, and sees
-what is not predicted; targets come in random order, each seeing those before it but not itself.
+The first half is text that goes on in A. It never sees the second; the second sees all of it.
+Within a half, what is not predicted is seen by all, and sees what is not predicted; targets come in
+random order, each seeing those before it but not itself. What is before the row is memory: all of
+the row sees it, the model has read it first, and no gradient enters it.
 
-Differs from the authors' code: <sep> and <cls> are never targets, so their number is exact. As in
-it, n counts tokens, not words, though a span begins where a word does.
+Differs from the authors' code: <sep> and <cls> are never targets, so their number is exact. Memory
+is not kept from the batch before, whose weights were others, but made of the text; so it does not
+see what is before itself, and a batch is a function of the seed and the step. As in their code, n
+counts tokens, not words, though a span begins where a word does.
 """
 
 from dataclasses import dataclass
@@ -24,8 +27,6 @@ from tfx.objectives.inputs import Special, frame
 ROWS, HEADS = "text", ("lm",)
 READS = "ids"
 
-loss = causal_lm.loss  # whose `logits` are here those of the query stream, at the targets only
-
 
 @dataclass(frozen=True)
 class Config(seq2seq.Config):
@@ -33,7 +34,8 @@ class Config(seq2seq.Config):
 
     label_smoothing: Annotated[float, "0 <= x < 1"] = 0.0
     predictions: Annotated[int, "x >= 0"] = 0  # of a row; 0: one token in CONTEXT
-    reuse: Annotated[int, "x >= 0"] = 0  # tokens of the row before; 0: half of a row
+    reuse: Annotated[int, "x >= 0"] = 0  # tokens of the first half; 0: half of a row
+    memory: Annotated[int, "x >= 0"] = 0  # tokens before a row that the model reads first
 
 
 LONGEST = 5  # tokens of a span
@@ -168,9 +170,29 @@ def make_example(
     }
 
 
+def loss(
+    apply,
+    params,
+    batch,
+    rngs,
+    train,
+    *,
+    label_smoothing: float = 0.0,
+    smoothing: str = "uniform",
+    z_loss: float = 0.0,
+):
+    """As `causal_lm.loss`, of the query stream at the targets, `targets` and `weights` [B, P]; what
+    the model makes of `before` [B, M], where the batch has it, is memory."""
+    if "before" in batch:
+        read = apply(params, {"ids": batch["before"]}, rngs=rngs, train=train)
+        batch = batch | {"memory": read["memory"]}
+    settings = dict(label_smoothing=label_smoothing, smoothing=smoothing, z_loss=z_loss)
+    return causal_lm.loss(apply, params, batch, rngs, train, **settings)
+
+
 def examples(config: Config, given: data.Given) -> data.Examples:
-    """Rows that go on where the row before kept to: data.max_length tokens each, `reuse` further
-    on than the one before. A line is a sentence."""
+    """Rows of data.max_length tokens, each `reuse` further on in the text than the one before: what
+    was its first half is then memory. A line is a sentence."""
     c, v, length = config, given.vocabulary, given.max_length
     reuse = c.reuse or length // 2
     text, room = data.stream(given, False, None), length - len(v.pair([], [])[0]) - reuse
@@ -190,20 +212,26 @@ def examples(config: Config, given: data.Given) -> data.Examples:
         # Both segments are of one corpus.
         corpus = np.searchsorted(text.stops, block.start, "right")
         first, last = text.starts[corpus], text.stops[corpus]
-        begin = block.start - first + reuse
+        before, kept = block.ids[: c.memory], block.ids[c.memory :][:reuse]
+        begin = block.start - first + c.memory + reuse
         sides = split(text.flat[first:last], lines[corpus], begin, room, rng)[:2]
         sides = [side.astype(np.int32) for side in sides]
-        return make_example(block.ids[:reuse], *sides, rng, **settings)
+        example = make_example(kept, *sides, rng, **settings)
+        return example | ({"before": before} if c.memory else {})
 
     return data.blocks(
         given,
         text,
         reuse,
         make,
-        inputs.axes(v, perm_mask="TT", target_mapping="PT", targets="P", weights="P"),
+        inputs.axes(
+            v,
+            **dict(perm_mask="TT", target_mapping="PT", targets="P", weights="P"),
+            **({"before": "M"} if c.memory else {}),
+        ),
         lengths=lambda tokens: (np.full(len(tokens), length),),
-        reach=reuse + room + 1,
+        reach=c.memory + reuse + room + 1,
         full=True,
-        recipe=["permuted", predictions],
-        sizes=lambda _: {"P": predictions},
+        recipe=["permuted", predictions, c.memory],
+        sizes=lambda _: {"P": predictions, "M": c.memory},
     )
