@@ -15,6 +15,7 @@ see what is before itself, and a batch is a function of the seed and the step. A
 counts tokens, not words, though a span begins where a word does.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -170,23 +171,13 @@ def make_example(
     }
 
 
-def loss(
-    apply,
-    params,
-    batch,
-    rngs,
-    train,
-    *,
-    label_smoothing: float = 0.0,
-    smoothing: str = "uniform",
-    z_loss: float = 0.0,
-):
+@functools.wraps(causal_lm.loss, assigned=())  # whose settings it has
+def loss(apply, params, batch, rngs, train, **settings):
     """As `causal_lm.loss`, of the query stream at the targets, `targets` and `weights` [B, P]; what
     the model makes of `before` [B, M], where the batch has it, is memory."""
     if "before" in batch:
         read = apply(params, {"ids": batch["before"]}, rngs=rngs, train=train)
         batch = batch | {"memory": read["memory"]}
-    settings = dict(label_smoothing=label_smoothing, smoothing=smoothing, z_loss=z_loss)
     return causal_lm.loss(apply, params, batch, rngs, train, **settings)
 
 
