@@ -119,6 +119,22 @@ def test_answers_are_pieces_of_their_contexts(tmp_path, family, head):
     assert all(answer in contexts[id] for id, answer in answers.items())
 
 
+def test_what_is_said_of_two_sentences_is_scored_beside_the_masked_ones(tmp_path):
+    head = dict(model__head="pretraining", objective__pairs="order")
+    found, rows = trained(small("bert", "masked_lm", "bert", **head), tmp_path)
+    run, right = translate.load(tmp_path), []
+    where = (run.tokenizer, tmp_path, "valid")
+    batches = assemble.open_batches(run.config, *where, multiple=1, train=False)
+    for step in range(batches.steps_per_epoch):
+        batch = batches.batch(step)
+        there, label = batch.pop("index") >= 0, batch.pop("nsp")
+        made = run.model.apply({"params": run.params}, batch, method="predict")["nsp"]
+        right += (made.argmax(-1) == label)[there].tolist()
+    assert [row["metric"] for row in rows] == ["perplexity", "nll", "nsp_accuracy"]
+    assert found["nsp_accuracy"] == pytest.approx(100 * np.mean(right), abs=1e-3)
+    assert rows[-1]["signature"].endswith(f"|rows:{len(right)}")
+
+
 @pytest.mark.parametrize("stride", [0, 5])
 def test_perplexity_is_that_of_every_token_from_what_it_may_see(tmp_path, stride):
     (tmp_path / "text.txt").write_text("a cab\nbad cab abc\n\ncc\n" * 3)

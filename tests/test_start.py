@@ -90,7 +90,7 @@ def test_what_is_remembered_is_next_to_a_row():
     c.model.reuse = 256
     assert configs.freeze(c).objective.memory == 0
     c.objective.memory = 384
-    with pytest.raises(ValueError, match="model.reuse = 256: .* set it to 0"):
+    with pytest.raises(ValueError, match=r"model\.reuse = 256: .* set it to 0"):
         configs.freeze(c)
 
 

@@ -267,6 +267,8 @@ def text(asked: Asked) -> Outcome:
         return {"metric": metric, "score": score, "signature": what + more}
 
     rows = [row(metric, means[metric]) for metric in ("perplexity", "nll")]
+    if "nsp_accuracy" in means:
+        rows.append(row("nsp_accuracy", 100 * means["nsp_accuracy"], f"|rows:{total['rows']:.0f}"))
     if causal:
         stream = causal_lm.opened(config.objective, asked.given())
         words, characters = stream.words, stream.characters

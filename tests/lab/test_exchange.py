@@ -70,6 +70,7 @@ def opened(directory: Path) -> Run:
         pytest.param("roberta", "roberta", "mlm", "masked_lm", marks=slow),
         ("gpt2", "gpt2", "causal", "causal_lm"),
         ("xlnet", "xlnet", "lm", "permutation_lm"),
+        pytest.param("xlnet", "xlnet", "beam", "span_qa", marks=slow),
         ("t5", "t5", "lm", "text_to_text"),
         pytest.param("t5", "t5", "none", "span_corruption", marks=slow),
         ("bart", "roberta", None, "seq2seq"),

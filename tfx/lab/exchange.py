@@ -39,6 +39,7 @@ LEARNS = {  # head: the objective that trains it, where the family says nothing 
     "tokens": "tag",
     "choice": "multiple_choice",
     "span": "span_qa",
+    "beam": "span_qa",
 }
 OWN = {  # (family, head): likewise
     ("t5", "lm"): "text_to_text",
