@@ -115,6 +115,10 @@ def test_answers_are_pieces_of_their_contexts(tmp_path, family, head):
         contexts |= dict(zip(ids, texts, strict=True))
     lines = (tmp_path / "answers" / "valid.4.txt").read_text().splitlines()
     answers = {row["id"]: row["answer"] for row in map(json.loads, lines)}
+    for row in map(json.loads, lines):
+        texts, marks = zip(*row["n_best"], strict=True)
+        assert list(marks) == sorted(marks, reverse=True) and len({*texts}) == len(texts) <= 20
+        assert row["answer"] == ("" if row["margin"] > 0 else texts[0])
     assert answers.keys() == contexts.keys()
     assert all(answer in contexts[id] for id, answer in answers.items())
 

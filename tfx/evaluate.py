@@ -214,7 +214,8 @@ def tags(asked: Asked) -> Outcome:
 
 def questions(asked: Asked) -> Outcome:
     """Answers cut out of a text: exact matches and F1; where there may be none, also the best that
-    a threshold could do."""
+    a threshold could do. A line has the likeliest answers with their scores, and by what margin
+    there being none is better than the first: what a threshold is compared with."""
     config, given = asked.config.objective, asked.given()
     read = span_qa.Questions(config, given)
     beams = asked.config.model.head == "beam"  # which would take the true start for known
@@ -223,7 +224,7 @@ def questions(asked: Asked) -> Outcome:
     windows = [[] for _ in range(len(read))]
     for number in outputs:
         windows[read.question_of[number]].append(number)
-    ids, predicted, certain, nulls, gold = [], {}, {}, {}, {}  # files may share ids
+    lines, predicted, certain, nulls, gold = [], {}, {}, {}, {}  # files may share ids
     for at, found in enumerate(windows):
         question = read.question(at)
         answers, nulls[at] = span_qa.n_best(
@@ -234,18 +235,19 @@ def questions(asked: Asked) -> Outcome:
             count=config.n_best,
             longest=config.longest,
         )
-        ids.append(question.id)
         threshold = config.threshold if config.no_answer else None
         predicted[at] = span_qa.predict(answers, nulls[at], threshold)
         certain[at] = span_qa.predict(answers, nulls[at])
         gold[at] = read.answers[at]
+        likeliest = [[answer.text, round(answer.score, 4)] for answer in answers]
+        margin = round(nulls[at], 4) if answers else None
+        line = {"id": question.id, "answer": predicted[at], "margin": margin, "n_best": likeliest}
+        lines.append(json.dumps(line, ensure_ascii=False))
     rows = scores.squad(predicted, gold)
     if config.no_answer:
         for metric, (score, threshold) in scores.best_threshold(nulls, certain, gold).items():
             signature = f"objective.threshold:{threshold:.4f}"
             rows.append({"metric": f"best_{metric}", "score": score, "signature": signature})
-    named = zip(ids, predicted.values(), strict=True)
-    lines = [json.dumps({"id": id, "answer": text}) for id, text in named]
     return Outcome(lines, [json.dumps(each) for each in gold.values()], rows)
 
 
