@@ -175,7 +175,7 @@ def marian_and_bart(size):
     marian |= dict(decoder_start_token_id=last, scale_embedding=True, activation_function="relu")
     marian |= dict(forced_eos_token_id=None, decoder_vocab_size=size.vocab, bos_token_id=None)
     bart = dict(config, max_position_embeddings=4 * size.length)
-    opus = dict(marian, activation_function="swish")
+    opus, own = dict(marian, activation_function="swish"), dict(tie_word_embeddings=False)
     norm = [
         f"model.{stack}.layers.0.{place}.{name}"
         for stack, attention in (("encoder", "self_attn"), ("decoder", "encoder_attn"))
@@ -187,6 +187,7 @@ def marian_and_bart(size):
     for folder, config, start, probe, main in (
         ("marian/MarianMTModel", marian, last, norm, True),
         ("marian/MarianMTModel_swish", opus, last, (), False),
+        ("marian/MarianMTModel_untied", opus | own, last, (), False),
         ("marian/MarianModel", opus, last, (), False),
         ("bart/BartForConditionalGeneration", bart, 2, tables, True),
         (
@@ -196,7 +197,9 @@ def marian_and_bart(size):
             (),
             False,
         ),
+        ("bart/BartForConditionalGeneration_untied", bart | own, 2, (), False),
         ("bart/BartModel", bart, 2, (), False),
+        ("bart/BartModel_untied", bart | own, 2, (), False),
     ):
         special = dict(pad=last, end=0) if "marian" in folder else dict(pad=1, begin=0, end=2)
         draw = Draw(folder, size, **special)

@@ -48,17 +48,24 @@ def encoder(family, prefix, size, config, heads, main, probe, types=True, **spec
         draw = Draw(folder, size, **special)
         labels = 1 if "regression" in head else 3
         extra = dict(num_labels=labels) if "Classification" in head else {}
+        extra |= dict(tie_word_embeddings=False) if "untied" in head else {}
         yield Reference(
             folder,
             config | extra,
-            encoder_heads(draw, labels, types)[head],
+            encoder_heads(draw, labels, types)[head.removesuffix("_untied")],
             main=head == main,
             probe=probe if head == main else (),
         )
 
 
 TEXT_HEADS = [
-    *("Model", "ForMaskedLM", "ForSequenceClassification", "ForSequenceClassification_regression"),
+    *(
+        "Model",
+        "ForMaskedLM",
+        "ForMaskedLM_untied",
+        "ForSequenceClassification",
+        "ForSequenceClassification_regression",
+    ),
     *("ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering"),
 ]
 

@@ -57,7 +57,8 @@ def build(reference, override=None, state=None, seed=0):
         setattr(config, name, value)
     config._attn_implementation = "eager"
     model = getattr(transformers, reference.model)(config).eval()
-    if not reference.config.get("tie_word_embeddings", True) and hasattr(model, "lm_head"):
+    own = not reference.config.get("tie_word_embeddings", True)
+    if own and hasattr(getattr(model, "lm_head", None), "weight"):
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone())  # as real files have it
     for module in model.modules():
         if isinstance(module, nn.Embedding):

@@ -95,7 +95,9 @@ def test_classes_are_those_that_the_model_gives_each_text_alone(tmp_path):
     assert "accuracy" in workdir.progress(tmp_path)[1]["metric"]
 
 
-@pytest.mark.parametrize("family, head", [("bert", "span"), ("xlnet", "beam")])
+@pytest.mark.parametrize(
+    "family, head", [("bert", "span"), pytest.param("xlnet", "beam", marks=pytest.mark.slow)]
+)
 def test_answers_are_pieces_of_their_contexts(tmp_path, family, head):
     config = small(
         family,

@@ -60,7 +60,10 @@ IDS = dict(pad_token_id=0, eos_token_id=1, decoder_start_token_id=3)
     [
         ("bert", dict(head="mlm", activation="gelu_tanh", head_activation="gelu_tanh")),
         ("bert", dict(head="tokens", classes=5, scan=True, remat="full", dropout=0.3)),
+        ("bert", dict(tie=False)),
         ("roberta", dict(head="classify", position_offset=1)),
+        ("roberta", dict(tie=False, position_offset=1)),
+        ("distilbert", dict(tie=False)),
         ("distilbert", dict(head="choice", pooler="relu")),
         ("gpt", dict(tie=False)),
         ("gpt2", dict(head="classify", head_dropout=0.2, attention="dot")),
@@ -69,6 +72,7 @@ IDS = dict(pad_token_id=0, eos_token_id=1, decoder_start_token_id=3)
         ("t5", dict(head="none", tie="inputs")),
         ("marian", dict(tie="none", source_vocab=7)),
         ("bart", dict(decoder_mlp=20)),
+        ("bart", dict(tie="none", source_vocab=11)),
     ],
 )
 def test_models_of_our_own_are_written(family, fields, tmp_path):
@@ -103,7 +107,8 @@ def test_models_of_our_own_are_written(family, fields, tmp_path):
         ("t5", dict(position="alibi"), "model.position = 'alibi'"),
         ("t5", dict(activation="glu"), "model.activation = 'glu': .* has gelu"),
         ("marian", dict(position="learned"), "model.position = 'learned'"),
-        ("bart", dict(tie="none"), "model.tie = 'none': .*BART has all tables in one"),
+        ("bart", dict(tie="decoder"), "model.tie = 'decoder': .*BART has one table, or three"),
+        ("marian", dict(tie="inputs"), "model.tie = 'inputs': .* has one table, two, or three"),
         ("transformer", dict(), "Marian.* there has no model.epsilon = 1e-06"),
         ("transformer", dict(position="rotary", epsilon=1e-5), "model.position = 'rotary': Marian"),
     ],

@@ -257,12 +257,14 @@ def distance(ours, theirs, unknown=False) -> float:
 def hide(config, outputs: dict, theirs: dict) -> dict[str, jax.Array]:
     """Outputs, NaN where they come from tokens that see nothing: padding in front of a text that
     is read from left to right. Ours read zeros there; theirs, whatever their masks add up to. And
-    where they rank what has no chance at all, which is any."""
-    outputs = outputs | {
-        key: jnp.where(outputs[key.replace("index", "log_probs")] > 0, x, jnp.nan)
-        for key, x in outputs.items()
-        if key.endswith("_top_index")
-    }
+    where they rank what has no chance at all, which is any, or what follows from it."""
+    if "start_top_index" in outputs:
+        starts_BW, ends_BR = (outputs[f"{side}_top_log_probs"] for side in ("start", "end"))
+        begun_BR = jnp.tile(starts_BW > 0, ends_BR.shape[1] // starts_BW.shape[1])
+        likely = {"start_top_index": starts_BW > 0, "end_top_log_probs": begun_BR}
+        likely["end_top_index"] = begun_BR & (ends_BR > 0)
+        known = {key: jnp.where(there, outputs[key], jnp.nan) for key, there in likely.items()}
+        outputs = outputs | known
     mask, format = theirs.get("attention_mask"), models.family(config).FORMAT
     if not format.causal or mask is None or mask.ndim > 2 or mask[:, 0].all():
         return outputs

@@ -46,14 +46,15 @@ def initial(config: Config) -> dict:
 
 def unspecial(config: Config) -> dict:
     """What no single field of ours says."""
-    if config.tie != "all":
-        raise ValueError(f"model.tie = '{config.tie}': Hugging Face's BART has all tables in one")
-    return marian.unspecial(config) | {"model_type": "bart"}
+    if config.tie == "decoder" and config.output_bias:
+        raise ValueError("model.tie = 'decoder': Hugging Face's BART has one table, or three")
+    about = {"model_type": "bart", "tie_word_embeddings": config.tie == "all"}
+    return marian.unspecial(config) | about
 
 
 FORMAT = replace(
     marian.FORMAT,
     heads={"Model": {"output_bias": False}, "ForConditionalGeneration": {"output_bias": True}},
-    ignored=r"embed_tokens\.weight$|lm_head\.weight$",
+    ignored=r"embed_tokens\.weight$|lm_head\.weight$|^shared\.weight$",
     unspecial=unspecial,
 )

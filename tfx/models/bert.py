@@ -55,6 +55,7 @@ class Config(Layers):
     classes: layers.Positive = 2  # of the heads classify and tokens; 1: a regression
     head_dropout: layers.Rate = 0.1
     head_activation: layers.Activation = "gelu"  # of the masked LM
+    tie: bool = True  # the table of embeddings gives its logits
 
 
 SIZES = {
@@ -82,13 +83,15 @@ LAYER = {  # ours -> theirs
     "feed_forward/down": "output.dense",
     "mlp_norm": "output.LayerNorm",
 }
+WORDS = "embeddings.word_embeddings"
 
 
 def names(config: Config) -> dict:
     """Where parameters are in Hugging Face's files."""
     nsp, span = config.head in ("pretraining", "nsp"), config.head == "span"
+    bias = "bias" if config.tie else "decoder.bias"
     return {
-        "embed": "embeddings.word_embeddings",
+        "embed": WORDS,
         "positions": "embeddings.position_embeddings",
         "types": "embeddings.token_type_embeddings.weight",
         "norm": "embeddings.LayerNorm",
@@ -96,7 +99,8 @@ def names(config: Config) -> dict:
         "pool/dense": "pooler.dense",
         "lm/dense": "cls.predictions.transform.dense",
         "lm/norm": "cls.predictions.transform.LayerNorm",
-        "lm/bias": "cls.predictions.bias",
+        "lm/bias": f"cls.predictions.{bias}",
+        "unembed": "cls.predictions.decoder",
         "classifier": "cls.seq_relationship" if nsp else "qa_outputs" if span else "classifier",
     }
 
@@ -104,6 +108,7 @@ def names(config: Config) -> dict:
 def special(theirs: dict, tensors: dict) -> dict:
     """What the files say and no single field does."""
     found = {} if "pooler.dense.weight" in tensors else {"pooler": "none"}
+    found["tie"] = hf.tied(theirs, tensors, "cls.predictions.decoder", WORDS)
     classes = tensors.get("classifier.weight", tensors.get("classifier.out_proj.weight"))
     return found if classes is None else found | {"classes": len(classes)}
 
@@ -114,13 +119,14 @@ def unspecial(config: Config) -> dict:
         raise ValueError(
             "model.types = 0: Hugging Face's BERT has at least one; set 1 and train on"
         )
-    return {"model_type": "bert", "num_labels": config.classes}
+    about = {"model_type": "bert", "num_labels": config.classes}
+    return about | {"tie_word_embeddings": config.tie}
 
 
 def unread(config: Config) -> set[str]:
     """Fields that the head of a config makes nothing of."""
     masked = config.head in ("pretraining", "mlm")
-    found = set() if masked else {"head_activation"}
+    found = set() if masked else {"head_activation", "tie"}
     return found | ({"pooler"} if config.head in ("mlm", "tokens", "span") else set())
 
 
@@ -152,7 +158,7 @@ FORMAT = hf.Format(
         "vocab": "vocab_size",
     },
     names=names,
-    ignored=r"position_ids$|cls\.predictions\.decoder\.",
+    ignored=r"position_ids$|cls\.predictions\.(decoder\.|bias)",
     special=special,
     unspecial=unspecial,
     unread=unread,
@@ -178,6 +184,7 @@ class Bert(nn.Module):
         self.encoder = layers.stack(c)
         if c.head in ("pretraining", "mlm"):
             self.lm = MaskedLM(c.head_activation, layers.norm(c))
+            self.unembed = self.embed if c.tie else Embed(c.vocab, c.width, dtype=c.dtype)
         if c.pooler != "none" and c.head not in ("mlm", "tokens", "span"):
             self.pool = Pooler(c.pooler, c.pooler_dropout)
         self.head_drop = Dropout(c.head_dropout)
@@ -211,7 +218,7 @@ class Bert(nn.Module):
         x_BTD = self.encode(batch, train)
         found = {"states": x_BTD}
         if c.head in ("pretraining", "mlm"):
-            found["logits"] = self.lm(x_BTD, self.embed)
+            found["logits"] = self.lm(x_BTD, self.unembed)
         if c.head in ("tokens", "span"):
             logits_BTL = self.classifier(self.head_drop(x_BTD, train and c.head == "tokens"))
             if c.head == "tokens":

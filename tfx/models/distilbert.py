@@ -45,7 +45,7 @@ def names(config: Config) -> dict:
     """Where parameters are in Hugging Face's files."""
     layer = lambda name: f"transformer.layer.{{n}}.{name}"
     return {
-        "embed": "embeddings.word_embeddings",
+        "embed": bert.WORDS,
         "positions": "embeddings.position_embeddings",
         "norm": "embeddings.LayerNorm",
         **{f"encoder/layers/{ours}": layer(theirs) for ours, theirs in LAYER.items()},
@@ -53,6 +53,7 @@ def names(config: Config) -> dict:
         "lm/dense": "vocab_transform",
         "lm/norm": "vocab_layer_norm",
         "lm/bias": "vocab_projector.bias",
+        "unembed": "vocab_projector",
         "classifier": "qa_outputs" if config.head == "span" else "classifier",
     }
 
@@ -60,6 +61,7 @@ def names(config: Config) -> dict:
 def special(theirs: dict, tensors: dict) -> dict:
     """What the files say and no single field does."""
     found = {} if "pre_classifier.weight" in tensors else {"pooler": "none"}
+    found["tie"] = hf.tied(theirs, tensors, "vocab_projector", bert.WORDS)
     classes = tensors.get("classifier.weight")
     return found if classes is None else found | {"classes": len(classes)}
 
@@ -71,7 +73,8 @@ def unspecial(config: Config) -> dict:
             f"model.pooler = '{config.pooler}': Hugging Face's DistilBertModel has none, only its "
             "classifiers have one"
         )
-    return {"model_type": "distilbert", "num_labels": config.classes}
+    about = {"model_type": "distilbert", "num_labels": config.classes}
+    return about | {"tie_word_embeddings": config.tie}
 
 
 FORMAT = hf.Format(

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax import struct
 from jax.nn import initializers
@@ -113,16 +112,13 @@ def names(config: Config) -> dict:
 
 def special(theirs: dict, tensors: dict) -> dict:
     """What the files say and no single field does."""
-    own, table = (tensors.get(f"{name}.weight") for name in ("lm_head", "tokens_embed"))
     projects, summary = theirs.get("summary_use_proj", True), theirs.get("summary_type")
     one = theirs.get("summary_proj_to_labels", True)
     activation = theirs.get("summary_activation") or "none"
     found = {
         "vocab": theirs.get("vocab_size", 40478),
         "mlp": 4 * theirs.get("n_embd", 768),
-        # Two tables that differ are two, whatever the configuration says: as they read it.
-        "tie": theirs.get("tie_word_embeddings", True)
-        and (own is None or table is None or np.array_equal(own, table)),
+        "tie": hf.tied(theirs, tensors, "lm_head", "tokens_embed"),
         "summary": {None: "token", "cls_index": "token"}.get(summary, summary),
         "summary_width": "none" if not projects else "one" if one else "width",
         "summary_activation": hf.ACTIVATIONS.get(activation, activation),

@@ -289,6 +289,14 @@ def from_tensors(format: Format, config, boxed, tensors: Mapping[str, np.ndarray
     return jax.tree.map(stacked, params, is_leaf=lambda x: isinstance(x, list))
 
 
+def tied(theirs: Mapping, tensors: Mapping, *names: str) -> bool:
+    """Whether the table of embeddings gives the logits, by the names of both. Two that differ are
+    two, whatever the configuration says: as they read it."""
+    there = [tensors[f"{name}.weight"] for name in names if f"{name}.weight" in tensors]
+    same = len(there) < 2 or np.array_equal(*there)
+    return theirs.get("tie_word_embeddings", True) and same
+
+
 def one_text(theirs: Mapping[str, Any]) -> dict[str, Any]:
     """The batch of a model of one text, from the arguments of theirs."""
     ours = {"ids": "input_ids", "mask": "attention_mask", "types": "token_type_ids"}

@@ -85,7 +85,7 @@ def names(config: Config) -> dict:
         for stack in ("encoder", "decoder")
         for ours, theirs in LAYER.items()
     }
-    one = config.tie == "all"
+    one = config.tie in ("all", "inputs")
     return found | {
         "target_embed": "shared" if one else "decoder.embed_tokens",
         "source_embed": "encoder.embed_tokens",
@@ -105,9 +105,14 @@ def special(theirs: dict, tensors: dict) -> dict:
             raise ValueError(f"config.json: {key} = true: tfx has no such variant of Marian")
     if theirs.get("encoder_layerdrop", 0) != theirs.get("decoder_layerdrop", 0):
         raise ValueError("config.json: encoder_layerdrop and decoder_layerdrop differ; tfx has one")
+    tables = {f"{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")}
     two = not theirs.get("share_encoder_decoder_embeddings", True)
-    own = "lm_head.weight" in tensors and not theirs.get("tie_word_embeddings", True)
-    found = {"tie": "none" if own else "decoder" if two else "all"}
+    if tables <= tensors.keys():  # which says more than the configuration
+        shared = tensors.get("shared.weight")
+        two = not all(np.array_equal(tensors[name], shared) for name in tables)
+    table = "decoder.embed_tokens" if two else "shared"
+    own = "lm_head.weight" in tensors and not hf.tied(theirs, tensors, "lm_head", table)
+    found = {"tie": ("none" if two else "inputs") if own else ("decoder" if two else "all")}
     if two:
         found |= {
             "source_vocab": theirs["vocab_size"],
@@ -118,6 +123,8 @@ def special(theirs: dict, tensors: dict) -> dict:
 
 def unspecial(config: Config) -> dict:
     """The same, back."""
+    if config.tie == "inputs":
+        raise ValueError("model.tie = 'inputs': Hugging Face's has one table, two, or three")
     return {
         "model_type": "marian",
         "is_encoder_decoder": True,
@@ -154,7 +161,7 @@ FORMAT = hf.Format(
         "vocab": "vocab_size",
     },
     names=names,
-    ignored=r"embed_positions\.weight$|embed_tokens\.weight$|lm_head\.weight$",
+    ignored=r"embed_positions\.weight$|embed_tokens\.weight$|lm_head\.weight$|^shared\.weight$",
     special=special,
     unspecial=unspecial,
     batch=lambda about, theirs: hf.two_texts(

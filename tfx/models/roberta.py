@@ -39,7 +39,8 @@ def names(config: Config) -> dict:
     found = bert.names(config) | {
         "lm/dense": "lm_head.dense",
         "lm/norm": "lm_head.layer_norm",
-        "lm/bias": "lm_head.bias",
+        "lm/bias": "lm_head.bias" if config.tie else "lm_head.decoder.bias",
+        "unembed": "lm_head.decoder",
     }
     if config.head == "classify":
         found |= {"pool/dense": "classifier.dense", "classifier": "classifier.out_proj"}
@@ -51,6 +52,7 @@ def special(theirs: dict, tensors: dict) -> dict:
     offset = theirs.get("pad_token_id", 1) + 1
     length = theirs.get("max_position_embeddings", 512) - offset
     own = {"position_offset": offset, "max_length": length, "head_activation": "gelu"}
+    own["tie"] = hf.tied(theirs, tensors, "lm_head.decoder", bert.WORDS)
     # The head that classifies brings a pooler of its own.
     pooler = {"pooler": "tanh"} if "classifier.dense.weight" in tensors else {"pooler_dropout": 0.0}
     return bert.special(theirs, tensors) | own | pooler
@@ -77,7 +79,7 @@ FORMAT = replace(
     head="lm_head|classifier|qa_outputs",
     heads=distilbert.FORMAT.heads,
     names=names,
-    ignored=r"position_ids$|lm_head\.decoder\.",
+    ignored=r"position_ids$|lm_head\.(decoder\.|bias)",
     special=special,
     unspecial=unspecial,
     batch=batch,

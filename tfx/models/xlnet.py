@@ -20,7 +20,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax import struct
 from jax.nn import initializers
@@ -56,7 +55,7 @@ class Config(Layers):
     clamp: Count = 0  # distances beyond it are as far; 0: none is
     memory: Count = 0  # tokens that the next segment reads, at most; 0: all
     reuse: Count = 0  # of each segment, only so many first tokens are kept; 0: all
-    tied: bool = True  # output layer and embeddings
+    tie: bool = True  # the table of embeddings gives the logits
     head: Literal["none", "lm", "classify", "tokens", "choice", "span", "beam"] = "lm"
     classes: Positive = 2  # of the heads classify and tokens; 1: a regression
     summary: Literal["last", "first", "mean"] = "last"  # state that stands for a text
@@ -154,9 +153,7 @@ def special(theirs: dict, tensors: dict) -> dict:
     # Their model never says where the class token is: it is the last one.
     summary = theirs.get("summary_type", "last")
     found["summary"] = "last" if summary == "cls_index" else summary
-    table, output = (tensors.get(f"{name}.weight") for name in ("word_embedding", "lm_loss"))
-    same = output is None or np.array_equal(output, table)
-    found["tied"] = theirs.get("tie_word_embeddings", True) and same
+    found["tie"] = hf.tied(theirs, tensors, "lm_loss", "word_embedding")
     classes = tensors.get("classifier.weight", tensors.get("logits_proj.weight"))
     return found if classes is None else found | {"classes": len(classes)}
 
@@ -172,7 +169,7 @@ def unspecial(config: Config) -> dict:
         "mem_len": c.memory or None,
         "reuse_len": c.reuse or None,
         "clamp_len": c.clamp or -1,
-        "tie_word_embeddings": c.tied,
+        "tie_word_embeddings": c.tie,
         **({"summary_activation": ""} if c.head_activation == "none" else {}),
     }
 
@@ -182,7 +179,7 @@ def unread(config: Config) -> set[str]:
     summary = {"summary", "summary_dense", "head_activation"}
     found = set() if config.head in ("classify", "choice") else summary
     found |= set() if config.head == "beam" else {"start_top", "end_top"}
-    return found | (set() if config.head == "lm" else {"tied"})
+    return found | (set() if config.head == "lm" else {"tie"})
 
 
 def to_batch(about: dict, theirs: dict) -> dict:
@@ -336,7 +333,7 @@ class XLNet(nn.Module):
             attention = partial(attention, segments=True)
         self.encoder = layers.stack(c, c.causal, block=TwoStream, attention=attention)
         if c.head == "lm":
-            self.unembed = self.embed if c.tied else Embed(c.vocab, c.width, dtype=c.dtype)
+            self.unembed = self.embed if c.tie else Embed(c.vocab, c.width, dtype=c.dtype)
             self.bias_V = parameter(self, "lm_bias", initializers.zeros, "V", (c.vocab,))
         elif c.head == "beam":
             self.answer = Answer(c.width, layers.norm(c), c.start_top, c.end_top)

@@ -153,13 +153,10 @@ def make_examples(
             np.flatnonzero(at == token)[0] if inside else null_position(row["ids"], special)
             for token in span or (-1, -1)
         )
-        places = {
-            "start": np.int32(start),
-            "end": np.int32(end),
-            "impossible": np.bool_(not inside),
-            "allowed": (at >= 0) | (row["ids"] == special.get("cls")),
-        }
-        made.append(row | places | {"at": at, "best": best[at] == number})
+        allowed = (at >= 0) | (row["ids"] == special.get("cls"))
+        places = {"start": np.int32(start), "end": np.int32(end), "allowed": allowed}
+        places |= {"impossible": np.bool_(not inside), "at": at, "best": best[at] == number}
+        made.append(row | places)
     return made
 
 
