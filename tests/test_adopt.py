@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from tfx import adopt, assemble, models, pretrained, sharding
+from tfx import adopt, assemble, models, pretrained, sharding, workdir
 from tfx import config as configs
 from tfx import train as training
 from tfx.data import vocabulary
@@ -230,7 +230,7 @@ def test_another_family(text, run, tmp_path):
 @pytest.mark.parametrize(
     "change, match",
     [
-        ({"model__width": 32}, r"does not fit the model: .*there \(59, 16\), here \(59, 32\)"),
+        ({"model__width": 32}, "is 16 wide, model.width is 32"),
         ({"model__depth": 3}, r"does not fit.*there \(2, .*here \(3, "),
         ({"model__mlp": 24}, r"feed_forward/up/.*there .*20\).*here .*24\)"),
         ({"model__max_length": 32}, r"positions/embedding: there \(18, 16\), here \(32, 16\)"),
@@ -239,6 +239,19 @@ def test_another_family(text, run, tmp_path):
 def test_another_shape(text, run, tmp_path, change, match):
     config = config_of(text, "classify", init_from=str(run), **CLASSIFY | change)
     refused(config, tmp_path / "run", match)
+
+
+def test_a_start_that_is_refused_leaves_the_workdir_to_the_next(text, run, tmp_path):
+    config = config_of(text, "classify", init_from=str(run), **CLASSIFY)
+    deeper = dataclasses.replace(config, model=dataclasses.replace(config.model, depth=3))
+    refused(deeper, tmp_path, "does not fit")
+    workdir.check(tmp_path, config)
+    assert not (tmp_path / "tokenizer.json").exists()
+    workdir.prepare(tmp_path, config)
+    (tmp_path / "tokenizer.json").write_text("{}")  # but not what another start has made
+    refused(config, tmp_path, "is damaged")
+    with pytest.raises(ValueError, match=r"holds another run: model\.depth was 2, is 3"):
+        workdir.check(tmp_path, deeper)
 
 
 def test_a_tokenizer_of_another_size(text, folder, tmp_path):

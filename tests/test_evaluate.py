@@ -36,6 +36,11 @@ def test_a_split_is_translated_scored_and_written_down(config, tmp_path, capsys,
     assert "BLEU" in capsys.readouterr().out.upper()
 
 
+def test_a_split_that_is_none_is_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match="--split=dev: choose from train, valid, test"):
+        evaluate.evaluate(tmp_path / "nowhere", "dev")
+
+
 def test_scores_of_the_embedded_corpus_say_that_it_is_synthetic(
     config, toy_config, tmp_path, capsys
 ):

@@ -314,7 +314,7 @@ def test_a_teacher_never_moves(folder, tmp_path, name):
 @pytest.mark.parametrize(
     "name, settings, match",
     [
-        ("distill", {"head": "classify"}, "does not predict tokens; name one of head mlm or pre"),
+        ("distill", {"head": "classify"}, "predict masked tokens; name one of model.head mlm or"),
         ("distill", {"width": 32}, "is 32 wide, the model 16; set objective.cosine = 0, or model"),
         pytest.param(
             *(

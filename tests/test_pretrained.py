@@ -156,6 +156,17 @@ def test_a_scalar_is_of_another_shape(tmp_path):
         pretrained.read(folder)
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_what_is_no_number_is_refused(value, tmp_path):
+    folder = changed(FAMILIES / "bert/BertModel", tmp_path)
+    tensors = weights.read(folder)
+    bias = tensors["pooler.dense.bias"].copy()
+    bias[3] = value
+    weights.write(folder, tensors | {"pooler.dense.bias": bias})
+    with pytest.raises(ValueError, match="pool/dense/bias holds what is no finite number; fetch"):
+        pretrained.read(folder)
+
+
 def changed(folder, tmp_path, **about):
     copy = shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
     told = json.loads((copy / "config.json").read_text()) | about

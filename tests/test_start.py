@@ -119,7 +119,7 @@ def test_words_of_which_one_may_be_a_place(tmp_path):
     assert placed(f"{colon},tiny") == (str(colon), "a", True)
     for arg, match in [
         ("bert-bas", "choose from a, b, tiny, and .*; did you mean bert-base\\?"),
-        (f"{tmp_path}/not", "choose from a, b, tiny, and one of a workdir, a folder of Hugging"),
+        (f"{tmp_path}/not", "not: no such folder; name a workdir or a folder"),
         ("bert,gpt", "and one of a workdir"),
         ("a,b", "choose from a, b, tiny"),
     ]:

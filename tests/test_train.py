@@ -296,7 +296,7 @@ def test_dry_run_prints_parameters_shapes_and_memory_and_trains_nothing(
         "nothing was trained",
     ):
         assert word in out
-    assert not (tmp_path / "checkpoints").exists()
+    assert not any(tmp_path.iterdir())  # a tokenizer of another config would be taken up
 
 
 def test_a_screen_says_what_tfx_logs_and_nobody_else(capsys):

@@ -36,6 +36,48 @@ def load(place: str, mesh, dtype: str = "float32") -> tuple[nn.Module, dict[str,
     return found.model, jax.tree.map(put, found.params, placed)
 
 
+def check(config: Config, directory) -> None:
+    """Refuse what a run could not start from, before its text is read.
+
+    Raises:
+      FileNotFoundError: no run or folder is there.
+      ValueError: what is there is damaged, or of another family, size or task.
+    """
+    if config.init_from and not workdir.progress(directory)[0]:
+        there, here, place = (
+            _shape(config.init_from),
+            config.model,
+            f"init_from = {config.init_from}",
+        )
+        home = lambda model: models.family(model).MODEL
+        if home(there) is not home(here):
+            raise ValueError(_other(place, there, here))
+        if there.width != here.width:
+            raise ValueError(f"{place} is {there.width} wide, model.width is {here.width}")
+    if teacher := getattr(config.objective, "teacher", ""):
+        check_teacher(config, config.model, _shape(teacher))
+
+
+def check_teacher(config: Config, model, teacher) -> None:
+    """Raises a ValueError where the config of a teacher's model does not go with the student's."""
+    try:
+        assemble.objective(config).check(config.objective, model, teacher)
+    except ValueError as error:
+        raise ValueError(f"objective.teacher = {config.objective.teacher}: {error}") from None
+
+
+def _shape(place: str):
+    """The config of the model there; of a folder of Hugging Face, all of it is read."""
+    if checkpoint.is_run(place):
+        return workdir.read_config(place).model
+    return pretrained.read(place).model.config
+
+
+def _other(place: str, there, here) -> str:
+    there, here = _family(there), _family(here)
+    return f"{place} holds a {there}, model.name is {here}; start from a {here}"
+
+
 def parameters(config: Config, model: nn.Module, mesh, say) -> dict[str, Any]:
     """The parameters of `config.init_from`, in the shape of a model's; None where the model's own
     start is to be used, which only a head may need.
@@ -64,10 +106,8 @@ def parameters(config: Config, model: nn.Module, mesh, say) -> dict[str, Any]:
         else:
             there = "nothing" if x is None else x.shape
             wrong.append(f"{path}: there {there}, here {like.shape}")
-    if wrong and (one := _family(other.config)) != (two := _family(model.config)):
-        raise ValueError(
-            f"init_from = {config.init_from} holds a {one}, model.name is {two}; start from a {two}"
-        )
+    if wrong and _family(other.config) != _family(model.config):
+        raise ValueError(_other(f"init_from = {config.init_from}", other.config, model.config))
     if wrong:
         more = f"; and {len(wrong) - 6} more" if len(wrong) > 6 else ""
         raise ValueError(

@@ -18,6 +18,8 @@ from tfx.data import examples as data
 from tfx.objectives import causal_lm, inputs, span_qa
 from tfx.schema import Decode
 
+SPLITS = ("train", "valid", "test")
+
 
 class Outcome(NamedTuple):
     """What a model made of a split.
@@ -52,6 +54,8 @@ def evaluate(
       config: instead of the run's own, where data or search are to be others.
       settings: fields of `tfx.schema.Decode` to change.
     """
+    if split not in SPLITS:
+        raise ValueError(f"--split={split}: choose from {', '.join(SPLITS)}")
     began, directory = time.time(), hosts.in_turn(lambda: bucket.local(directory))
     trained = workdir.read_config(directory)
     config = config or trained

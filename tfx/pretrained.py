@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from flax import linen as nn
 
 from tfx import models
@@ -70,6 +72,7 @@ def of_tensors(family: str, about: dict, tensors: dict, dtype: str, where: str) 
             config = format.to_config(home.Config, about, format.clean(tensors), head, dtype)
             model = models.build(config)
             params = hf.from_tensors(format, config, models.shapes(model), tensors)
+            _check_finite(params)
             return Pretrained(family, model, params, about)
         except KeyError as error:
             errors[head] = f"config.json says no {error.args[0]}, which a {family} needs"
@@ -79,6 +82,14 @@ def of_tensors(family: str, about: dict, tensors: dict, dtype: str, where: str) 
         choices = ", ".join(format.heads)
         raise ValueError(f"{where}: {', '.join(names)}: want a class that ends with {choices}")
     raise ValueError(f"{where}: {next(iter(errors.values()))}")
+
+
+def _check_finite(params) -> None:
+    finite = lambda x: np.isfinite(x).all()
+    bad = [path for path, x in jax.tree_util.tree_leaves_with_path(params) if not finite(x)]
+    if bad:
+        name = jax.tree_util.keystr(bad[0], simple=True, separator="/")
+        raise ValueError(f"{name} holds what is no finite number; fetch the weights again")
 
 
 def write(

@@ -67,6 +67,10 @@ def placed(arg: str, default: str, *choices: str) -> tuple[str, str, bool]:
     places = [word for word in arg.split(",") if word and word not in options]
     for place in places:
         if len(places) > 1 or not (place in sizes() or bucket.place(place).exists()):
+            if "/" in place and len(places) == 1:
+                raise ValueError(
+                    f"{place}: no such folder; name a workdir or a folder of Hugging Face"
+                )
             known = [*choices, "tiny"]
             hint = configs.did_you_mean(place, [*known, *sizes()]) if len(places) == 1 else ""
             raise ValueError(

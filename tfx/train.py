@@ -158,6 +158,7 @@ def put_together(config: Config, directory: Path, mesh, say, multiple: int = 0) 
     if place := getattr(config.objective, "teacher", ""):
         # Its checkpoint is read by all processes at once.
         teacher, frozen = adopt.load(place, mesh, config.train.dtype)
+        adopt.check_teacher(config, found[1].config, teacher.config)  # of what is known by now
     return Parts(*found, assemble.make_loss(config, found[1], teacher), frozen)
 
 
@@ -181,7 +182,8 @@ def _prepared(config: Config, directory: Path, mesh, say, multiple: int) -> tupl
         f"{batches.padding:.1%} padding"
     )
     devices = f"{mesh.size} x {jax.devices()[0].device_kind}"
-    say(f"model: {type(model).__name__}, {count(like.params):,} parameters, on {devices}")
+    name = models.family(model.config).__name__.rpartition(".")[2]
+    say(f"model: {name}, {count(like.params):,} parameters, on {devices}")
     place = getattr(config.objective, "teacher", "")
     if place and assemble.tokenizer_of(place).fingerprint != ids.fingerprint:
         raise ValueError(
@@ -236,6 +238,7 @@ def train(config: Config, directory: str, provenance: dict | None = None, profil
     """
     values = {"tfx": tfx.__version__} | configs.flatten(configs.to_dict(config))
     hosts.agree(values, "start all of them with the same tfx and config")
+    new = not (bucket.place(directory) / "config.json").exists()
     mesh, directory = hosts.in_turn(lambda: claim(config, directory, provenance))
     start = {f"{bucket.home(directory)}/starts.jsonl": workdir.last_start(directory)}
     hosts.agree(start, "the workdir has to be one directory, shared by all of them")
@@ -248,9 +251,10 @@ def train(config: Config, directory: str, provenance: dict | None = None, profil
         metrics.Screen(config.train.steps, quiet=not hosts.leads()) as screen,
         checkpoint.Checkpoints(directory, **keep) as checkpoints,
     ):
-        planned = checkpoints.meta().get("multiple", 0) if checkpoints.steps else 0
-        parts = put_together(config, directory, mesh, screen.say, planned)
-        state, memory = first_state(config, parts, mesh, checkpoints, screen.say)
+        with workdir.given_back(directory, new and hosts.leads()):
+            planned = checkpoints.meta().get("multiple", 0) if checkpoints.steps else 0
+            parts = put_together(config, directory, mesh, screen.say, planned)
+            state, memory = first_state(config, parts, mesh, checkpoints, screen.say)
         watch = hosts.in_turn(lambda: validate.make(config, parts, directory, mesh, screen.say))
         mine = directory if hosts.leads() else None
         with (
@@ -266,10 +270,7 @@ def claim(config: Config, directory: str, provenance: dict | None) -> tuple[Any,
     if getattr(config.model, "head", "") == "none":
         heads = " or ".join(assemble.objective(config).HEADS)
         raise ValueError(f"model.head = none: there is nothing to train; set it to {heads}")
-    begun = (bucket.place(directory) / "checkpoints").exists()
-    for place in ("" if begun else config.init_from, getattr(config.objective, "teacher", "")):
-        if place:
-            checkpoint.is_run(place)  # raises where nothing is there
+    adopt.check(config, directory)
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     workdir.check(directory, config)
     # A start whose text is not there leaves no workdir behind.
@@ -335,7 +336,7 @@ def _loop(config, parts, mesh, state, memory, watch, checkpoints, shown, stoppin
             if done == trace.last:
                 with report.paused():
                     trace.stop()
-            if done % config.train.log_every == 0:
+            if done % config.train.log_every == 0 or done == config.train.steps:
                 report.flush(done, memory)
     spent = time.time() - memory["began"]
     screen.say(f"goodput {memory['productive'] / spent:.1%} of {spent:,.0f} s since the run began")
@@ -410,7 +411,9 @@ def dry_run(config: Config, directory: str | None = None) -> None:
         tempfile.TemporaryDirectory() as scratch,
         metrics.Screen(config.train.steps, quiet=not hosts.leads()) as screen,
     ):
-        where = bucket.local(scratch if directory is None else directory)
+        # A folder that holds no run yet stays as it is.
+        begun = directory is not None and (bucket.place(directory) / "config.json").exists()
+        where = bucket.local(directory if begun else scratch)
         where.mkdir(parents=True, exist_ok=True)
         parts = put_together(config, where, mesh, screen.say)
         table = Table("parameter", "shape", "numbers", "over the mesh", box=None, pad_edge=False)

@@ -8,6 +8,7 @@ A config file is never copied here and never executed from here. A workdir may l
 then `prepare` returns its mirror on this machine (tfx/bucket.py).
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -70,6 +71,18 @@ def check(directory: str | os.PathLike, config: Config) -> None:
         shown = "; ".join(f"{key} was {a}, is {b}" for key, a, b in differ[:5])
         more = f"; and {len(differ) - 5} more" if len(differ) > 5 else ""
         raise ValueError(f"{path}: holds another run: {shown}{more}; choose another workdir")
+
+
+@contextlib.contextmanager
+def given_back(directory: Path, new: bool):
+    """A start that is refused in here leaves a `new` workdir to whoever comes next: without a
+    config that binds it, and without a tokenizer that was learned for that."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError):
+        for name in ("config.json", "tokenizer.json") if new else ():
+            (directory / name).unlink(missing_ok=True)
+        raise
 
 
 def last_start(directory: str | os.PathLike) -> str:

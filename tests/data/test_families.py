@@ -250,6 +250,7 @@ SPM = sentence_model(**T5)
             {"model_type": "gpt2", "vocab_size": 141},
             "vocab_size=141, the tokenizer has",
         ),
+        (BYTE_LEVEL, {"model_type": "gpt2", "vocab_size": 15}, "vocab_size=15, the tokenizer has"),
         (BYTE_LEVEL, {"model_type": "gpt2", "vocab_size": "13"}, "a setting in its JSON files"),
         ({"spiece.model": SPM[:-9]}, {"model_type": "t5"}, "damaged, or not a SentencePiece model"),
         ({"spiece.model": b""}, {"model_type": "t5"}, "damaged, or not a SentencePiece model"),

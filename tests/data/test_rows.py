@@ -99,6 +99,7 @@ def test_a_header_names_columns():
     )
     write("a.tsv", "sentence\tlabel\nfine\n")
     refused("labelled", "a.tsv", r"^a.tsv:2: 1 tab-separated columns, too few", "sentence,label")
+    refused("labelled", write("c.tsv", ""), "^c.tsv: an empty file", "sentence,label")
     refused("text", write("b.tsv", "a\n"), r'^b.tsv:1: the header has no column "\+1"', "+1")
 
 

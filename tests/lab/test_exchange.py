@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 import tfx
 from tfx import assemble, models, pretrained, sharding, workdir
 from tfx.data import tokenizer, vocabulary
+from tfx.data.plan import round_up
 from tfx.lab import exchange, program
 from tfx.objectives import name_of
 from tfx.translate import Run
@@ -44,10 +45,11 @@ def drawn(model, scale: float = 0.3) -> dict:
     return jax.tree.map(draw, nn.unbox(models.shapes(model)))
 
 
-def folder_of(to: Path, family: str, kind: str, rows: int = 0, **fields) -> Path:
+def folder_of(to: Path, family: str, kind: str, multiple: int = 1, **fields) -> Path:
     """A folder of Hugging Face with a small random model of ours and a tokenizer."""
     ids, home = learned(kind), models.MODELS[family]
-    model = models.build(home.Config(**SMALL | fields, vocab=ids.vocab_size + rows))
+    rows = round_up(ids.vocab_size, multiple)
+    model = models.build(home.Config(**SMALL | fields, vocab=rows))
     about = {f"{role}_token_id": number for role, number in ids.special.items()}
     about["decoder_start_token_id"] = about.get("eos_token_id")
     pretrained.write(to, model, drawn(model), ids.files, about)
@@ -80,13 +82,13 @@ def test_a_folder_becomes_a_workdir(family, kind, head, objective, tmp_path):
     """With the same parameters, and the objective that trains such a head."""
     fields = {"mlp": 64} if family.startswith("gpt") else {}
     fields |= {"head": head} if head else {}
-    folder = folder_of(tmp_path / "theirs", family, kind, rows=5, **fields)
+    folder = folder_of(tmp_path / "theirs", family, kind, multiple=64, **fields)
     config = exchange.bring(folder, tmp_path / "run")
     assert name_of(config.objective) == objective
     assert workdir.read_config(tmp_path / "run") == config
     run, found = opened(tmp_path / "run"), pretrained.read(folder)
     jax.tree.map(np.testing.assert_array_equal, run.params, found.params)
-    assert run.step == 0 and run.model.config.vocab == run.tokenizer.vocab_size + 5
+    assert run.step == 0 and run.model.config.vocab == round_up(run.tokenizer.vocab_size, 64)
     assert run.tokenizer.encode(LINES) == vocabulary.of_folder(folder).encode(LINES)
 
 
@@ -112,7 +114,7 @@ def test_names_of_classes_come_along_and_one_class_is_a_number(tmp_path):
 
 def test_import_and_export_give_back_what_was_read(tmp_path):
     """Weights and tokenizer byte for byte; the config as far as it says something."""
-    folder = folder_of(tmp_path / "theirs", "bert", "bert", rows=3, head="mlm")
+    folder = folder_of(tmp_path / "theirs", "bert", "bert", multiple=64, head="mlm")
     exchange.bring(folder, tmp_path / "run")
     names = exchange.export(opened(tmp_path / "run"), tmp_path / "back", "hf")
     assert names == sorted(path.name for path in folder.iterdir())

@@ -1,5 +1,7 @@
 """Distillation of a classifier: half labels, half teacher."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,5 +37,9 @@ def test_the_student_alone_learns_and_from_rows_with_tokens_alone():
 
 
 def test_a_teacher_of_other_classes_is_refused():
+    teacher = lambda classes, head="classify": SimpleNamespace(classes=classes, head=head)
     with pytest.raises(ValueError, match="tells 3 classes apart, the model 4; name a classifier"):
-        run(MINE, THEIRS[:, :3])
+        distill_task.check(None, SimpleNamespace(classes=4), teacher(3))
+    distill_task.check(None, SimpleNamespace(classes=3), teacher(3))
+    with pytest.raises(ValueError, match="tells 0 classes apart"):
+        distill_task.check(None, SimpleNamespace(classes=3), teacher(3, head="mlm"))

@@ -120,7 +120,7 @@ def encode_rows(
     dtypes: Mapping[str, type],
     encode: Callable[..., tuple[dict[str, list], int, int]],
     progress: Callable[[int], None] = lambda rows: None,
-    limit: str = "",
+    limit: str = "none is",
 ) -> Rows:
     """The corpora as arrays, from the cache when the same was encoded before.
 

@@ -80,7 +80,10 @@ def _tsv(kind: str, path: str, fields: str) -> tuple[Rows, str]:
     chosen = columns(kind, fields, what, numbers)
     named = not all(field.isdecimal() for _, field in chosen)
     if named:
-        have = next(text.lines(path), "").split("\t")
+        first = next(text.lines(path), None)
+        if first is None:
+            raise ValueError(f"{path}: an empty file; fetch or write it again")
+        have = first.split("\t")
         if lacking := [field for _, field in chosen if field not in have]:
             raise ValueError(
                 f'{path}:1: the header has no column "{lacking[0]}" (it has: {", ".join(have)}); '

@@ -35,7 +35,7 @@ from tfx.data.families import (
 from tfx.data.segment import Fast, SentencePieces
 
 HIDDEN = {"pad", "eos", "bos", "cls", "sep"}  # what decode leaves out
-ROUNDING = 128  # rows of an embedding are rounded up to a multiple of at most this
+ROUNDING = (1, 2, 4, 8, 16, 32, 64, 128)  # rows of an embedding are a multiple of one of these
 FOLDER = "vocabulary"  # in a workdir
 
 
@@ -183,7 +183,7 @@ def of_folder(folder: str | Path) -> Vocabulary:
     try:
         found = of_files(files, _family(config, settings, files, folder), str(folder))
         rows = config.get("vocab_size", found.vocab_size)
-        fits = 0 <= rows - found.vocab_size < ROUNDING
+        fits = rows - found.vocab_size in {-found.vocab_size % each for each in ROUNDING}
     except (TypeError, AttributeError, KeyError) as error:
         raise ValueError(
             f"{folder}: a setting in its JSON files is of a wrong kind ({error}); fetch them again"

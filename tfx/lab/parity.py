@@ -107,7 +107,7 @@ class Reference:
         found = self._model(said.get("config_override", {}), tensors or self._tensors)
         theirs = self._under(case, "in") | said.get("extra", {})
         outputs = jit(partial(run, found.model, found.about, theirs=theirs))(found.params)
-        hidden = hide(found.model.config, outputs, theirs)
+        hidden = hide(found.model.config, outputs, theirs, found.about.get("problem_type"))
         wanted = self._under(name or case, "out")
         exact = self._under(name or case, "out64") if self._float64 else {}
         for key, want in (wanted | exact).items():
@@ -193,6 +193,7 @@ def generate(found: pretrained.Pretrained, theirs: dict, width: int, settings: d
     model, about, s = found.model, found.about, settings
     end, beams = s.get("eos_token_id", about.get("eos_token_id")), s.get("num_beams", 1)
     pad = s.get("pad_token_id", about.get("pad_token_id"))
+    pad = end if pad is None else pad
     start = s.get("decoder_start_token_id", about.get("decoder_start_token_id"))
     stops = {True: "full", False: "current", "never": "exact"}
     how = Decode(
@@ -204,24 +205,25 @@ def generate(found: pretrained.Pretrained, theirs: dict, width: int, settings: d
         unended="ranked",
         no_repeat=s.get("no_repeat_ngram_size", 0),
     )
-    rows, most = len(theirs["input_ids"]), s["max_new_tokens"]
+    rows, vocab = len(theirs["input_ids"]), model.config.vocab
     batch = models.family(model.config).FORMAT.batch(about, {**theirs, "decoder_input_ids": None})
     prompt = [] if about.get("is_encoder_decoder") else np.asarray(theirs["input_ids"])
-    before = {}
+    first, before = prompt.shape[1] if len(prompt) else 1, {}
+    most = s["max_new_tokens"] if "max_new_tokens" in s else s["max_length"] - first
     if len(prompt):
         before = dict(begin_B=jnp.asarray(prompt[:, -1]), before_BP=jnp.asarray(prompt[:, :-1]))
 
     def search(params, batch):
         apply, limit_B = partial(model.apply, {"params": params}), jnp.full(rows, most)
-        context, step = apply(batch, method="start"), _forced(apply, most, about | s)
+        context, step = apply(batch, method="start"), _ruled(apply, first, most, end, about | s)
         parts = step, partial(model.init_cache, rows), context, limit_B, most, how
-        return decode.search(*parts, **before, ids=Ids(start, end, ()), least=rows)
+        return decode.search(*parts, **before, ids=Ids(start, end, (vocab,)), least=rows)
 
     found = jax.device_get(jit(search)(found.params, batch))
     kept = s.get("num_return_sequences", 1)
     # A beam search fills with its end where 0 would be the padding.
     fill = pad if beams == 1 else pad or end
-    ids, first = np.full((rows, kept, width), fill), prompt.shape[1] if len(prompt) else 1
+    ids = np.full((rows, kept, width), fill)
     ids[..., :first] = prompt[:, None] if len(prompt) else start
     for row, n in np.ndindex(rows, kept):
         tokens = found.tokens_BWT[row, n, : found.lengths_BW[row, n]]
@@ -229,15 +231,22 @@ def generate(found: pretrained.Pretrained, theirs: dict, width: int, settings: d
     return ids.reshape(-1, width), np.asarray(found.scores_BW[:, :kept]).ravel()
 
 
-def _forced(apply, most: int, settings: dict):
-    """The step of a model, the first and the last token being what the settings force."""
-    places = {0: settings.get("forced_bos_token_id"), most - 1: settings.get("forced_eos_token_id")}
+def _ruled(apply, first: int, most: int, end: int, settings: dict):
+    """The step of a model, `first` tokens being there before: what the settings force the second
+    and the last one to be, and no end where it is too early. The probability of that goes to an id
+    behind the vocabulary, for others must not share it."""
+    places = (1 - first, "forced_bos_token_id"), (most - 1, "forced_eos_token_id")
+    said = lambda name: settings.get(name) or 0
+    least = max(said("min_length") - first, said("min_new_tokens"))
 
     def step(tokens_BW, cache, t, mask_BWS, context):
         logits_BWV, cache = apply(tokens_BW, cache, t, mask_BWS, context, method="step")
+        logits_BWV = jnp.pad(logits_BWV, ((0, 0), (0, 0), (0, 1)), constant_values=-jnp.inf)
+        turned_BWV = logits_BWV.at[..., [end, -1]].set(logits_BWV[..., [-1, end]])
+        logits_BWV = jnp.where(t < least, turned_BWV, logits_BWV)
         ids_11V = jnp.arange(logits_BWV.shape[-1])[None, None]
-        for place, forced in places.items():
-            if forced is not None:
+        for place, name in places:
+            if (forced := settings.get(name)) is not None:
                 only_11V = jnp.where(ids_11V == forced, 0.0, -jnp.inf)
                 logits_BWV = jnp.where(t == place, only_11V, logits_BWV)
         return logits_BWV, cache
@@ -254,7 +263,7 @@ def distance(ours, theirs, unknown=False) -> float:
     return float(off.max() / max(1.0, np.abs(theirs).max()))
 
 
-def hide(config, outputs: dict, theirs: dict) -> dict[str, jax.Array]:
+def hide(config, outputs: dict, theirs: dict, problem="") -> dict[str, jax.Array]:
     """Outputs, NaN where they come from tokens that see nothing: padding in front of a text that
     is read from left to right. Ours read zeros there; theirs, whatever their masks add up to. And
     where they rank what has no chance at all, which is any, or what follows from it."""
@@ -275,7 +284,7 @@ def hide(config, outputs: dict, theirs: dict) -> dict[str, jax.Array]:
     for key, x in outputs.items():
         place = places.get(key, blind_BT[..., None])
         hidden[key] = x if x.ndim < place.ndim else np.where(place, np.nan, x)
-    return hidden | loss(config, hidden, theirs)
+    return hidden | loss(config, hidden, theirs, problem)
 
 
 def run(model, about: dict, params, theirs: dict) -> dict[str, jax.Array]:
@@ -286,16 +295,20 @@ def run(model, about: dict, params, theirs: dict) -> dict[str, jax.Array]:
     multiply = lambda x: x.logits() if isinstance(x, Product) else x
     found = {key: multiply(x) for key, x in found.items()}
     outputs = format.outputs(model.config, found, seen["intermediates"])
-    return outputs | loss(model.config, outputs, theirs)
+    return outputs | loss(model.config, outputs, theirs, about.get("problem_type"))
 
 
-def loss(config, outputs: dict, theirs: dict) -> dict[str, jax.Array]:
-    """The loss that Hugging Face's class computes where it is given labels."""
+def loss(config, outputs: dict, theirs: dict, problem="") -> dict[str, jax.Array]:
+    """The loss that Hugging Face's class computes where it is given labels.
+
+    Args:
+      problem: what its configuration says that a class is, if it says so.
+    """
     head, labels = getattr(config, "head", "lm"), theirs.get("labels")
     parts = []
     if head in ("span", "beam") and "start_positions" in theirs:
         for side in ("start", "end"):
-            logits_BT, at_B = outputs[f"{side}_logits"], theirs[f"{side}_positions"]
+            logits_BT, at_B = outputs[f"{side}_logits"], theirs[f"{side}_positions"].reshape(-1)
             ignored = at_B >= logits_BT.shape[1]
             parts.append(_mean_nll(logits_BT, jnp.where(ignored, -100, jnp.maximum(at_B, 0))) / 2)
         if head == "beam" and {"cls_index", "is_impossible"} <= theirs.keys():
@@ -305,12 +318,14 @@ def loss(config, outputs: dict, theirs: dict) -> dict[str, jax.Array]:
         logits = outputs["prediction_logits" if head == "pretraining" else "logits"]
         if head == "causal" or "mc_logits" in outputs:
             parts.append(_mean_nll(logits[..., :-1, :], labels[..., 1:]))
-        elif labels.dtype.kind == "f" and labels.shape == logits.shape and labels.shape[-1] > 1:
-            parts.append(optax.sigmoid_binary_cross_entropy(logits, labels).mean())
-        elif labels.dtype.kind == "f":
-            parts.append(jnp.square(logits.squeeze(-1) - labels.reshape(logits.shape[:-1])).mean())
-        else:
+        elif head != "classify":
             parts.append(_mean_nll(logits, labels))
+        elif problem == "regression" or (not problem and config.classes == 1):
+            parts.append(jnp.square(logits - labels.reshape(logits.shape)).mean())
+        elif problem == "multi_label_classification" or labels.dtype.kind == "f":
+            parts.append(optax.sigmoid_binary_cross_entropy(logits, labels).mean())
+        else:
+            parts.append(_mean_nll(logits, labels.reshape(-1)))
     if (next_B := theirs.get("next_sentence_label")) is not None:
         parts.append(_mean_nll(outputs["seq_relationship_logits"], next_B))
     found = {"loss": sum(parts)} if parts else {}

@@ -108,9 +108,6 @@ def loss(
       A sum over tokens and their number, whose quotient is the sum of the means
       (`losses.sum_of_means`); and sums: `nll` and `masked`, of the masked tokens and their number,
       `divergence`, `cosine`.
-
-    Raises:
-      ValueError: the teacher's outputs are of another kind or size.
     """
     mine = apply(params, batch, rngs=rngs, train=train)
     masked_BT, tokens_BT = batch["weights"], batch["mask"].astype(jnp.float32)
@@ -120,7 +117,6 @@ def loss(
     if teacher is None:
         return nll, masked, {"nll": nll, "masked": masked}
     theirs = jax.lax.stop_gradient(teacher(batch))
-    _check(mine, theirs, cosine)
     over_BT = masked_BT if masked_only else tokens_BT
     divergence = distillation(factors, theirs["logits"].factors(), over_BT, temperature)
     alike = cosine_distance(mine["states"], theirs["states"], tokens_BT) if cosine else 0.0
@@ -131,21 +127,20 @@ def loss(
     return total, weight, sums
 
 
-def _check(mine: dict, theirs: dict, cosine: float) -> None:
-    if not hasattr(theirs.get("logits"), "factors"):
-        heads = " or ".join(HEADS)
-        raise ValueError(f"objective.teacher does not predict tokens; name one of head {heads}")
-    here, there = (len(x["logits"].factors()[1]) for x in (mine, theirs))
-    if here != there:
+def check(config: Config, model, teacher) -> None:
+    """Raises a ValueError where the config of a teacher's model does not go with the student's."""
+    heads = " or ".join(HEADS)
+    if getattr(teacher, "head", "lm") not in HEADS:
+        raise ValueError(f"it does not predict masked tokens; name one of model.head {heads}")
+    if model.vocab and teacher.vocab and model.vocab != teacher.vocab:
         raise ValueError(
-            f"objective.teacher has {there:,} rows of vocabulary, the model {here:,}; set "
-            f"model.vocab = {there}"
+            f"it has {teacher.vocab:,} rows of vocabulary, the model {model.vocab:,}; set "
+            f"model.vocab = {teacher.vocab}"
         )
-    here, there = (x["states"].shape[-1] for x in (mine, theirs))
-    if cosine and here != there:
+    if config.cosine and model.width != teacher.width:
         raise ValueError(
-            f"objective.teacher is {there} wide, the model {here}; set objective.cosine = 0, or "
-            f"model.width = {there}"
+            f"it is {teacher.width} wide, the model {model.width}; set objective.cosine = 0, or "
+            f"model.width = {teacher.width}"
         )
 
 

@@ -35,6 +35,16 @@ def examples(config: Config, given: data.Given) -> data.Examples:
     return classify.examples(config, given)
 
 
+def check(config: Config, model, teacher) -> None:
+    """Raises a ValueError where a teacher's model does not tell the classes of the student's."""
+    there = teacher.classes if getattr(teacher, "head", "lm") in HEADS else 0
+    if there != model.classes:
+        raise ValueError(
+            f"it tells {there} classes apart, the model {model.classes}; name a classifier of the "
+            "same"
+        )
+
+
 def loss(
     apply,
     params,
@@ -53,9 +63,6 @@ def loss(
 
     Returns:
       Its sum over rows, their number, and sums: `nll`, `accuracy`, `divergence`.
-
-    Raises:
-      ValueError: the teacher tells other classes apart.
     """
     mine = apply(params, batch, rngs=rngs, train=train)
     nll, weight, sums = classify.loss(lambda *_, **__: mine, params, batch, rngs, train)
@@ -63,12 +70,6 @@ def loss(
     factors = lambda outputs: (outputs["logits"][:, None].astype(jnp.float32), identity_LL)
     weights_B1 = batch["mask"].any(-1, keepdims=True).astype(jnp.float32)
     theirs = jax.lax.stop_gradient(teacher(batch))
-    here, there = (getattr(x.get("logits"), "shape", (0,))[-1] for x in (mine, theirs))
-    if here != there:
-        raise ValueError(
-            f"objective.teacher tells {there} classes apart, the model {here}; name a classifier "
-            "of the same"
-        )
     divergence = distillation(factors(mine), factors(theirs), weights_B1, temperature)
     total = (1 - soft) * nll + soft * divergence
     return total, weight, sums | {"divergence": divergence}

@@ -26,7 +26,10 @@ class Special(NamedTuple):
     def get(self, name: str) -> int:
         """One of them. Raises ValueError where the tokenizer does not have it."""
         if (found := getattr(self, name)) is None:
-            raise ValueError(f"the tokenizer has no {name} token, which this objective needs")
+            raise ValueError(
+                f"the tokenizer has no {name} token, which this objective needs; take another "
+                "tokenizer.kind, tokenizer.path or init_from"
+            )
         return found
 
 
