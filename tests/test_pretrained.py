@@ -186,6 +186,7 @@ def test_an_old_config_says_neither_family_nor_class(tmp_path):
     [
         (dict(model_type="mamba"), 'model_type "mamba": tfx has '),
         (dict(architectures=["BertForFun"]), "BertForFun: want a class that ends with "),
+        (dict(is_decoder=True), "is_decoder = true: tfx has no such variant of BERT"),
         (
             dict(num_hidden_layers=9),
             "these weights do not fit the model; missing: encoder.layer.",

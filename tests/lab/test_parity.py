@@ -1,15 +1,18 @@
 """What the reference implementation computed, all families do; and the comparison can fail."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from tfx.lab import parity
 from tfx.main import main
+from tfx.models import bart, bert, xlnet
 
 FOLDERS = sorted(
     path.parent for path in (Path(__file__).parent.parent / "fixtures/hf").glob("*/*/io.npz")
@@ -118,3 +121,68 @@ def test_an_output_that_ours_lacks_does_not_end_the_rest(small, capsys):
     assert found["aura"].difference == float("inf") and found["last_hidden_state"].fits
     assert main(["parity", f"{small}"]) == 1
     assert capsys.readouterr().out.endswith("1 of 2 fit\n")
+
+
+def test_a_search_fits_in_float64(tmp_path):
+    source = next(path for path in FOLDERS if path.name == "GPT2LMHeadModel")
+    folder = shutil.copytree(source, tmp_path / "gpt2", copy_function=shutil.copyfile)
+    keep, arrays = re.compile("gen_prompt/(in/|out/beam4$)"), np.load(folder / "io.npz")
+    np.savez(folder / "io.npz", **{k: x for k, x in arrays.items() if keep.match(k)})
+    (found,) = parity.check(folder, float64=True)
+    assert found.fits
+
+
+def test_what_barts_decoder_reads_by_default_is_the_source():
+    about, ids = dict(decoder_start_token_id=2, pad_token_id=1), np.array([[0, 7, 8, 2]])
+    read = lambda **more: bart.FORMAT.batch(about, {"input_ids": ids} | more)["target_in"].tolist()
+    assert read() == [[2, 0, 7, 8]]
+    assert read(labels=np.array([[5, -100]])) == [[2, 5]]
+    assert read(decoder_input_ids=ids) == ids.tolist()
+
+
+LOGITS = np.array([[0.5, -1.0, 2.0], [1.5, 0.0, -0.5]], np.float32)
+TRUE = np.array([[1, 0, 0], [0, 1, 1]], np.float32)
+SQUARES = ((LOGITS - TRUE) ** 2).mean()
+BINARY = (np.log1p(np.exp(LOGITS)) - TRUE * LOGITS).mean()
+NLL = (np.log(np.exp(LOGITS).sum(-1)) - LOGITS[range(2), [2, 0]]).mean()
+
+
+@pytest.mark.parametrize(
+    "problem, classes, labels, wanted",
+    [
+        (None, 3, np.array([2, 0]), NLL),
+        (None, 3, np.array([[2], [0]]), NLL),
+        (None, 3, TRUE, BINARY),
+        ("multi_label_classification", 3, TRUE.astype(int), BINARY),
+        ("regression", 3, TRUE, SQUARES),
+        (None, 1, np.array([1, 0]), ((LOGITS[:, 0] - [1, 0]) ** 2).mean()),
+    ],
+)
+def test_what_a_class_is_says_which_loss_it_has(problem, classes, labels, wanted):
+    config = bert.Config(head="classify", classes=classes)
+    outputs, theirs = {"logits": LOGITS[:, :classes]}, {"labels": labels}
+    found = parity.loss(config, outputs, theirs, problem)["loss"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_positions_may_be_a_column():
+    config, outputs = bert.Config(head="span"), {"start_logits": LOGITS, "end_logits": LOGITS}
+    theirs = {"start_positions": np.array([[2], [0]]), "end_positions": np.array([[2], [0]])}
+    np.testing.assert_allclose(parity.loss(config, outputs, theirs)["loss"], NLL, rtol=1e-6)
+    batch = xlnet.to_batch({}, {"input_ids": np.ones((2, 3), int)} | theirs)
+    assert batch["start"].tolist() == batch["end"].tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("least", [{"min_length": 4}, {"min_new_tokens": 2}])
+def test_a_search_obeys_what_is_forced(least):
+    """Behind two tokens it ends after two more, and the others keep their probability; nothing
+    is forced at the second token, which is there, but at the last."""
+    logits_V = np.array([1.0, 3.0, 2.0], np.float32)
+    apply = lambda *_, method: (logits_V[None, None], None)
+    forced = {"forced_bos_token_id": 0, "forced_eos_token_id": 2}
+    step = parity._ruled(apply, 2, 4, 1, least | forced)
+    found_TV = [jax.nn.log_softmax(step(None, None, t, None, None)[0][0, 0])[:3] for t in range(4)]
+    plain_V = np.array(jax.nn.log_softmax(logits_V))
+    early_V = np.where([False, True, False], -np.inf, plain_V)
+    last_V = [-np.inf, -np.inf, 0]
+    np.testing.assert_allclose(found_TV, [early_V, early_V, plain_V, last_V], rtol=1e-6)

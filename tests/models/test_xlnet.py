@@ -308,7 +308,7 @@ def test_likely_answers_are_what_known_starts_say():
 @pytest.mark.parametrize("head", xlnet.FORMAT.heads)
 def test_files_come_back_bit_for_bit(head):
     about = dict(clamp=3, reuse=2, causal=True, head_activation="none", activation="gelu_tanh")
-    about |= xlnet.FORMAT.heads[head] | dict(tied=head != "LMHeadModel", dropout=0.1)
+    about |= xlnet.FORMAT.heads[head] | dict(tie=head != "LMHeadModel", dropout=0.1)
     config = dataclasses.replace(TINY, **about, key_width=8, value_width=8, max_length=1024)
     model, params = drawn(config)
     boxed, has_head = models.shapes(model), head != "Model"

@@ -207,11 +207,11 @@ def generate(found: pretrained.Pretrained, theirs: dict, width: int, settings: d
     )
     rows, vocab = len(theirs["input_ids"]), model.config.vocab
     batch = models.family(model.config).FORMAT.batch(about, {**theirs, "decoder_input_ids": None})
-    prompt = [] if about.get("is_encoder_decoder") else np.asarray(theirs["input_ids"])
+    prompt = [] if about.get("is_encoder_decoder") else jnp.asarray(theirs["input_ids"], int)
     first, before = prompt.shape[1] if len(prompt) else 1, {}
-    most = s["max_new_tokens"] if "max_new_tokens" in s else s["max_length"] - first
+    most = s.get("max_new_tokens") or s.get("max_length", first + 20) - first
     if len(prompt):
-        before = dict(begin_B=jnp.asarray(prompt[:, -1]), before_BP=jnp.asarray(prompt[:, :-1]))
+        before = dict(begin_B=prompt[:, -1], before_BP=prompt[:, :-1])
 
     def search(params, batch):
         apply, limit_B = partial(model.apply, {"params": params}), jnp.full(rows, most)
@@ -312,7 +312,7 @@ def loss(config, outputs: dict, theirs: dict, problem="") -> dict[str, jax.Array
             ignored = at_B >= logits_BT.shape[1]
             parts.append(_mean_nll(logits_BT, jnp.where(ignored, -100, jnp.maximum(at_B, 0))) / 2)
         if head == "beam" and {"cls_index", "is_impossible"} <= theirs.keys():
-            logits_B, none_B = outputs["cls_logits"], theirs["is_impossible"]
+            logits_B, none_B = outputs["cls_logits"], theirs["is_impossible"].reshape(-1)
             parts.append(optax.sigmoid_binary_cross_entropy(logits_B, none_B).mean() / 2)
     if labels is not None:
         logits = outputs["prediction_logits" if head == "pretraining" else "logits"]

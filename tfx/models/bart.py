@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from jax.nn import initializers
 
-from tfx.models import layers, marian, transformer
+from tfx.models import layers, marian, t5, transformer
 
 check = transformer.check
 MODEL = transformer.Transformer
@@ -52,9 +52,16 @@ def unspecial(config: Config) -> dict:
     return marian.unspecial(config) | about
 
 
+def batch(about: dict, theirs: dict) -> dict:
+    """Theirs, for ours. Where they do not say what the decoder reads, it is the source."""
+    given = marian.FORMAT.batch(about, theirs)
+    return {"target_in": t5.shifted(given["source"], about["decoder_start_token_id"])} | given
+
+
 FORMAT = replace(
     marian.FORMAT,
     heads={"Model": {"output_bias": False}, "ForConditionalGeneration": {"output_bias": True}},
     ignored=r"embed_tokens\.weight$|lm_head\.weight$|^shared\.weight$",
     unspecial=unspecial,
+    batch=batch,
 )

@@ -107,6 +107,8 @@ def names(config: Config) -> dict:
 
 def special(theirs: dict, tensors: dict) -> dict:
     """What the files say and no single field does."""
+    if theirs.get("is_decoder"):
+        raise ValueError("config.json: is_decoder = true: tfx has no such variant of BERT")
     found = {} if "pooler.dense.weight" in tensors else {"pooler": "none"}
     found["tie"] = hf.tied(theirs, tensors, "cls.predictions.decoder", WORDS)
     classes = tensors.get("classifier.weight", tensors.get("classifier.out_proj.weight"))

@@ -188,6 +188,7 @@ def to_batch(about: dict, theirs: dict) -> dict:
     names = {"perm_mask": "perm_mask", "target_mapping": "target_mapping", "cls": "cls_index"}
     names |= {"start": "start_positions", "end": "end_positions"}
     batch |= {ours: theirs[name] for ours, name in names.items() if theirs.get(name) is not None}
+    batch |= {key: batch[key].reshape(-1) for key in ("cls", "start", "end") if key in batch}
     if theirs.get("input_mask") is not None:
         batch["mask"] = 1 - theirs["input_mask"]
     if theirs.get("p_mask") is not None:
