@@ -265,8 +265,8 @@ def test_evaluation_keeps_all_and_refuses_what_is_too_long(tmp_path):
     rows, lengths = rows_of(tmp_path, short, train=False)
     assert kept(rows, "value") == [([0],), ([1],), ([3],), ([4],)] and lengths[1] == 2
     want = (
-        r"^row 7 has 11 tokens, data\.max_length is 8; raise it \(the model has 64 positions\), or "
-        r"set data\.truncate$"
+        r"^toy: row 3: 11 tokens, data\.max_length is 8; raise it \(the model has 64 positions\), "
+        r"or set data\.truncate$"
     )
     with pytest.raises(ValueError, match=want):  # of the second corpus, in its first chunk
         rows_of(tmp_path, short, ROWS, train=False)
@@ -275,7 +275,7 @@ def test_evaluation_keeps_all_and_refuses_what_is_too_long(tmp_path):
 @pytest.mark.parametrize("train", [True, False])
 def test_a_wrong_label_is_told_with_its_row(tmp_path, train):
     rows = [("a", "0")] * 4 + [("a", "good")]
-    with pytest.raises(ValueError, match=r"^row 5: invalid literal"):
+    with pytest.raises(ValueError, match=r"^toy: row 5: invalid literal"):
         rows_of(tmp_path, rows, train=train)
     assert not any(tmp_path.iterdir())  # nothing half done is left
 

@@ -79,12 +79,12 @@ def test_two_texts_have_types(tmp_path):
 @pytest.mark.parametrize(
     "label, labels, match",
     [
-        ("2", "", r"^row 2: label 2 is not one of the 2 classes 0\.\.1; map the labels"),
-        ("-1", "", "^row 2: label -1 is not"),
-        ("--1", "", "^row 2: label '--1' is not"),
-        (0.5, "", r"^row 2: label 0\.5 is not"),
-        ("maybe", "no,yes", '^row 2: label "maybe" is none of objective.labels = "no,yes"'),
-        (2, "no,yes", "^row 2: label 2 is not"),
+        ("2", "", r"^toy: row 2: label 2 is not one of the 2 classes 0\.\.1; map the labels"),
+        ("-1", "", "^toy: row 2: label -1 is not"),
+        ("--1", "", "^toy: row 2: label '--1' is not"),
+        (0.5, "", r"^toy: row 2: label 0\.5 is not"),
+        ("maybe", "no,yes", '^toy: row 2: label "maybe" is none of objective.labels = "no,yes"'),
+        (2, "no,yes", "^toy: row 2: label 2 is not"),
         ("0", "a,b,c", "objective.labels has 3 names, model.classes = 2; set one after"),
     ],
 )

@@ -87,7 +87,7 @@ def test_rows_that_do_not_fit(tmp_path):
     found, _ = of_data(tmp_path, ROWS[0], long, train=True)
     (part,) = found.parts
     assert (part.kept, part.too_long) == (1, 1)
-    with pytest.raises(ValueError, match=r"^row 2 has \d+ tokens, data\.max_length is 20; raise"):
+    with pytest.raises(ValueError, match=r"^toy: row 2: \d+ tokens, data\.max_length is 20; raise"):
         of_data(tmp_path, ROWS[0], long)
 
 
@@ -108,9 +108,9 @@ def test_what_is_long_can_be_cut(tmp_path, train, text, choice):
 @pytest.mark.parametrize(
     "row, match",
     [
-        (("alpha", ["a", "b", "c"], 3), r"^row 2: label 3 is not one of the 3 classes 0\.\.2"),
-        (("alpha", ["a", "b", "c"], "-1"), "^row 2: label -1 is not"),
-        (("alpha", ["a", "b", "c"], "a"), "^row 2: label 'a' is not"),
+        (("alpha", ["a", "b", "c"], 3), r"^toy: row 2: label 3 is not one of the 3 classes 0\.\.2"),
+        (("alpha", ["a", "b", "c"], "-1"), "^toy: row 2: label -1 is not"),
+        (("alpha", ["a", "b", "c"], "a"), "^toy: row 2: label 'a' is not"),
         (("alpha", ["a", "b"], 0), "rows have 2 to 3 choices; give all as many"),
     ],
 )

@@ -45,7 +45,9 @@ def test_rows_and_their_numbers(tmp_path):
 
 def test_what_is_no_number_is_told_with_its_row(tmp_path):
     for label in ("good", "nan", "inf", None):
-        with pytest.raises(ValueError, match=rf'^row 2: "{label}" is no number to learn; correct'):
+        with pytest.raises(
+            ValueError, match=rf'^toy: row 2: "{label}" is no number to learn; correct'
+        ):
             of_data(tmp_path, [("a", "1"), ("b", label)])
     with pytest.raises(ValueError, match=r"model\.classes = 2: a regression has one output; set 1"):
         of_data(tmp_path, [("a", "1")], classes=2)

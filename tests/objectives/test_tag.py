@@ -88,7 +88,7 @@ def test_rows_that_do_not_fit(tmp_path):
     assert len(made) == part.kept == part.too_long == part.empty == 1
     for cut in (False, True):  # every word is to be told
         with pytest.raises(
-            ValueError, match=r"^row 2 has \d+ tokens, data\.max_length is 24; raise"
+            ValueError, match=r"^toy: row 2: \d+ tokens, data\.max_length is 24; raise"
         ):
             of_data(tmp_path, rows, truncate=cut)
 
@@ -122,9 +122,13 @@ def test_a_row_of_many_words_takes_no_longer_a_word():
 @pytest.mark.parametrize(
     "row, settings, match",
     [
-        ((["a", "b"], ["O"]), {}, "^row 2: 2 words, 1 tags; mend it"),
-        ((["a"], ["C"]), {}, '^row 2: label "C" is none of objective.labels = "O,A,B"'),
-        ((["a"], ["-1"]), {"labels": ""}, r"^row 2: label -1 is not one of the 3 classes 0\.\.2"),
+        ((["a", "b"], ["O"]), {}, "^toy: row 2: 2 words, 1 tags; mend it"),
+        ((["a"], ["C"]), {}, '^toy: row 2: label "C" is none of objective.labels = "O,A,B"'),
+        (
+            (["a"], ["-1"]),
+            {"labels": ""},
+            r"^toy: row 2: label -1 is not one of the 3 classes 0\.\.2",
+        ),
     ],
 )
 def test_a_wrong_row_is_told_by_its_number(tmp_path, row, settings, match):

@@ -74,5 +74,7 @@ def test_other_prefixes_and_labels_are_other_data(tmp_path):
 def test_a_wrong_label_is_told_with_its_row(tmp_path, label):
     rows = [("alpha", "0")] * 4 + [("beta", label)]
     for _ in range(2):  # the count begins anew
-        with pytest.raises(ValueError, match=rf'^row 5: label "{label}" is none of objective\.lab'):
+        with pytest.raises(
+            ValueError, match=rf'^toy: row 5: label "{label}" is none of objective\.lab'
+        ):
             of_data(tmp_path, rows, labels="alpha,beta")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfx.data.sources import Corpus
+from tfx.data.sources import Corpus, told
 from tfx.data.tokenizer import Tokenizer
 
 SIDES = ("source", "target")
@@ -128,7 +128,7 @@ def encode_rows(
       recipe: JSON of all that decides the arrays, but for the text.
       dtypes: of each column.
       encode: a chunk's columns -> ({column: rows that are kept}, how many were empty, how many too
-        long).
+        long); a RowError is told with the name of the corpus.
       progress: is told the number of rows read so far; a cache that exists calls it never.
       limit: what "too long" means, for the error.
 
@@ -142,9 +142,10 @@ def encode_rows(
         writers = {name: Writer(partial, name, dtype) for name, dtype in dtypes.items()}
         counts, read = [], 0
         for corpus in corpora:
-            sums = np.zeros(3, np.int64)
+            sums, start = np.zeros(3, np.int64), read
             for chunk in corpus.chunks():
-                rows, empty, too_long = encode(*chunk)
+                with told(corpus, read - start):
+                    rows, empty, too_long = encode(*chunk)
                 for name, writer in writers.items():
                     writer.add(rows[name])
                 sums += [len(rows[next(iter(dtypes))]), empty, too_long]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfx.data.cache import Part, Ragged, Rows, dtype_of, encode_rows
-from tfx.data.sources import Corpus
+from tfx.data.sources import Corpus, RowError
 
 
 class Given(NamedTuple):
@@ -247,27 +247,25 @@ def texts(
     """
     v, c = given.vocabulary, given
     around = {two: len(v.pair([], [] if two else None)[0]) for two in (False, True)}
-    number = 0
 
     def encode(*columns):
-        nonlocal number
         *sides, values = columns
         two = len(sides) == 2
         ids = [v.encode(side) for side in sides] + [[[]] * len(values)] * (not two)
         rows, kept = zip(*ids, values, strict=True), []
         room, empty, long = c.max_length - around[two], 0, 0
-        for first, second, each in rows:
-            number += 1
+        for number, (first, second, each) in enumerate(rows):
             is_empty = not first or (two and not second)
             is_long = len(first) + len(second) > room
             empty, long = empty + is_empty, long + is_long
             if is_long and c.truncate:
                 first, second = cut(first, second, room)
             elif is_long and not c.train:
-                raise ValueError(
-                    f"row {number:,} has {len(first) + len(second) + around[two]:,} tokens, "
-                    f"data.max_length is {c.max_length}; raise it (the model has {c.most} "
-                    "positions), or set data.truncate"
+                raise RowError(
+                    number,
+                    f"{len(first) + len(second) + around[two]:,} tokens, data.max_length is "
+                    f"{c.max_length}; raise it (the model has {c.most} positions), or set "
+                    "data.truncate",
                 )
             if not (c.train and (is_empty or (is_long and not c.truncate))):
                 with row(number):
@@ -286,11 +284,11 @@ def texts(
 
 @contextlib.contextmanager
 def row(number: int) -> Iterator[None]:
-    """What is wrong inside of it is wrong with that row."""
+    """What is wrong inside of it is wrong with that row of a chunk."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"row {number:,}: {error}") from None
+        raise RowError(number, error) from None
 
 
 def cut(first: Sequence, second: Sequence, room: int) -> tuple[Sequence, Sequence]:

@@ -10,6 +10,7 @@ commas, then options:
     a.en,a.de    b.tsv,weight=2    c.jsonl.gz,tag=<2de>    train[:90%],weight=0.5
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -43,6 +44,27 @@ class Corpus:
     weight: float = 1.0
     tag: str = ""
     fingerprint: str = ""
+
+
+class RowError(ValueError):
+    """What is wrong with one row of a chunk.
+
+    Attributes:
+      at: which one, from 0.
+    """
+
+    def __init__(self, at: int, why):
+        super().__init__(f"{why}")
+        self.at = at
+
+
+@contextlib.contextmanager
+def told(corpus: Corpus, before: int) -> Iterator[None]:
+    """A wrong row is told by where it stands: its chunk has so many before it."""
+    try:
+        yield
+    except RowError as error:
+        raise ValueError(f"{corpus.name}: row {before + error.at + 1:,}: {error}") from None
 
 
 def open_split(source: str, spec: str, fields: str, split: str, kind: str = "pair") -> list[Corpus]:

@@ -139,8 +139,18 @@ def export(run: Run, to: str | Path, format: str, shape: str = "") -> list[str]:
       shape: for a program of JAX: "ROWS,LENGTH" of its input.
 
     Raises:
-      ValueError: it cannot be said in that format, or the folder holds something.
+      ValueError: as `check` says, or it cannot be said in that format.
     """
+    check(to, format, shape)
+    if run.others:
+        raise ValueError("an ensemble is no single model: export its runs one by one")
+    FORMATS[format](dataclasses.replace(run, params=jax.device_get(run.params)), Path(to), shape)
+    return sorted(path.name for path in Path(to).iterdir())
+
+
+def check(to: str | Path, format: str, shape: str = "") -> None:
+    """Raises ValueError where nothing can be written, whatever the run; to be asked before it is
+    loaded."""
     if format not in FORMATS:
         raise ValueError(f"--format={format}: choose from {', '.join(FORMATS)}")
     if "://" in str(to):
@@ -148,11 +158,7 @@ def export(run: Run, to: str | Path, format: str, shape: str = "") -> list[str]:
     if bool(shape) != (format == "jax"):
         fix = "is for --format=jax" if shape else "ROWS,LENGTH is missing, such as --shape=8,64"
         raise ValueError(f"--shape{'=' * bool(shape)}{shape} {fix}")
-    if run.others:
-        raise ValueError("an ensemble is no single model: export its runs one by one")
     _empty(to)
-    FORMATS[format](dataclasses.replace(run, params=jax.device_get(run.params)), Path(to), shape)
-    return sorted(path.name for path in Path(to).iterdir())
 
 
 def to_hf(run: Run, to: Path, shape: str = "") -> None:

@@ -131,6 +131,7 @@ def export(
     from tfx.lab import exchange
 
     hosts.keep_memory()
+    exchange.check(to, format, shape)
     run = translate.load(workdir, step or None)
     for name in exchange.export(run, to, format, shape):
         print(f"{to}/{name}")

@@ -69,7 +69,7 @@ def class_index(label, classes: int) -> np.int32:
     if not 0 <= index < classes:
         raise ValueError(
             f"label {label!r} is not one of the {classes} classes 0..{classes - 1}; map the labels "
-            "of the data to these, or set the number of classes"
+            "of the data to these, or set model.classes"
         )
     return np.int32(index)
 

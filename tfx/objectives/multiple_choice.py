@@ -27,16 +27,15 @@ class Config:
 
 def examples(config: Config, given: data.Given) -> data.Examples:
     """Rows of a text, what may follow it, as often as in every other row, and what does."""
-    c, v, count = given, given.vocabulary, 0
+    c, v = given, given.vocabulary
     around = len(v.pair([], [])[0])
     room = c.max_length - around
 
     def encode(texts, choices, labels):
-        nonlocal count
         found = {"text": [], "choices": [], "cuts": [], "label": []}
         long = 0
-        for text, several, label in zip(v.encode(texts), choices, labels, strict=True):
-            count += 1
+        rows = zip(v.encode(texts), choices, labels, strict=True)
+        for number, (text, several, label) in enumerate(rows):
             ids = v.encode(several)
             longest = max(ids, key=len, default=[])
             is_long = len(text) + len(longest) > room
@@ -45,16 +44,17 @@ def examples(config: Config, given: data.Given) -> data.Examples:
                 text, longest = data.cut(text, longest, room)
                 ids = [choice[: len(longest)] for choice in ids]
             elif is_long and not c.train:
-                raise ValueError(
-                    f"row {count:,} has {len(text) + len(longest) + around} tokens, "
-                    f"data.max_length is {c.max_length}; raise it, or set data.truncate"
+                raise data.RowError(
+                    number,
+                    f"{len(text) + len(longest) + around} tokens, data.max_length is "
+                    f"{c.max_length}; raise it, or set data.truncate",
                 )
             elif is_long:
                 continue
             found["text"].append(text)
-            found["choices"].append([number for choice in ids for number in choice])
+            found["choices"].append([piece for choice in ids for piece in choice])
             found["cuts"].append([len(choice) for choice in ids])
-            with data.row(count):
+            with data.row(number):
                 found["label"].append([number_of(label, [], len(several))])
         return found, 0, long
 

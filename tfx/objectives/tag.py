@@ -29,29 +29,27 @@ def examples(config: Config, given: data.Given) -> data.Examples:
     c, v = given, given.vocabulary
     names, around = config.labels.split(",") if config.labels else [], len(v.pair([])[0])
     before, room = v.pair([-1])[0].index(-1), c.max_length - around
-    count = 0
 
     def encode(words, tags):
-        nonlocal count
         found = {"ids": [], "tags": []}
         empty = long = 0
-        for row, labels in zip(words, tags, strict=True):
-            count += 1
+        for number, (row, labels) in enumerate(zip(words, tags, strict=True)):
             if len(row) != len(labels):
-                raise ValueError(f"row {count:,}: {len(row)} words, {len(labels)} tags; mend it")
+                raise data.RowError(number, f"{len(row)} words, {len(labels)} tags; mend it")
             # A space tells byte-level BPE that a word begins; others do not see it.
             pieces = v.encode([f" {word}" if at else word for at, word in enumerate(row)])
-            with data.row(count):
+            with data.row(number):
                 # A word that a tokenizer drops whole is one that it does not know.
                 pieces = [piece or [inputs.special(v).get("unk")] for piece in pieces]
                 numbers = [number_of(label, names, c.classes) for label in labels]
-            ids = [number for piece in pieces for number in piece]
+            ids = [each for piece in pieces for each in piece]
             is_long = len(ids) > room
             empty, long = empty + (not ids), long + is_long
             if is_long and not c.train:
-                raise ValueError(
-                    f"row {count:,} has {len(ids) + around} tokens, data.max_length is "
-                    f"{c.max_length}; raise it, or split the row"
+                raise data.RowError(
+                    number,
+                    f"{len(ids) + around} tokens, data.max_length is {c.max_length}; raise it, or "
+                    "split the row",
                 )
             if c.train and (not ids or (is_long and not c.truncate)):
                 continue

@@ -16,7 +16,7 @@ import numpy as np
 
 from tfx.data.examples import Examples, Given
 from tfx.data.families import Ends
-from tfx.data.sources import Corpus
+from tfx.data.sources import Corpus, RowError, told
 from tfx.objectives import seq2seq
 from tfx.objectives.inputs import Special
 
@@ -42,7 +42,7 @@ def make_example(source, target, rng=None, *, special: Special) -> dict[str, np.
 def examples(config: Config, given: Given) -> Examples:
     """Pairs of texts."""
     prefixed = lambda lines: [f"{config.prefix}{line}" if line.strip() else line for line in lines]
-    change = lambda _, source, target: (prefixed(source), target)
+    change = lambda source, target: (prefixed(source), target)
     corpora = changed(given.corpora, change, config)
     return seq2seq.examples(config, given._replace(corpora=corpora))
 
@@ -51,12 +51,13 @@ def read(config: Config, corpora: Sequence[Corpus]) -> list[Corpus]:
     """The corpora, their targets as the words of their classes."""
     names = config.labels.split(",")
 
-    def words(number, source, target):
-        for row, label in enumerate(target, number):
+    def words(source, target):
+        for row, label in enumerate(target):
             if label not in names and not (label.isdecimal() and int(label) < len(names)):
-                raise ValueError(
-                    f'row {row:,}: label "{label}" is none of objective.labels={config.labels} nor '
-                    f"a number below {len(names)}; correct the data or the list"
+                raise RowError(
+                    row,
+                    f'label "{label}" is none of objective.labels={config.labels} nor a number '
+                    f"below {len(names)}; correct the data or the list",
                 )
         return source, [each if each in names else names[int(each)] for each in target]
 
@@ -64,14 +65,15 @@ def read(config: Config, corpora: Sequence[Corpus]) -> list[Corpus]:
 
 
 def changed(corpora: Sequence[Corpus], change, config: Config) -> list[Corpus]:
-    """Corpora whose chunks are changed, as a config says: by change(number of the first row from
-    1, columns)."""
+    """Corpora whose chunks are changed, as a config says: by change(columns)."""
 
     def chunks_of(corpus):
-        number = 1
+        before = 0
         for chunk in corpus.chunks():
-            yield change(number, *chunk)
-            number += len(chunk[0])
+            with told(corpus, before):
+                columns = change(*chunk)
+            yield columns
+            before += len(chunk[0])
 
     return [
         replace(
