@@ -66,3 +66,25 @@ def toy_config(toy):
         return configs.freeze(config)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def exercise():
+    """A function of family, objective, tokenizer and values, section__key=1, that makes a config
+    over the embedded exercises, with a model of one small layer."""
+
+    def make(family, objective, kind, size="base", **values):
+        """A config over the embedded exercises, with a model of one small layer."""
+        c = configs.defaults(family, size, objective)
+        c.model.update(width=16, depth=1, heads=2, mlp=16, max_length=128)
+        c.data.update(source="synthetic", train="valid", valid="valid", test="valid", max_length=64)
+        c.tokenizer.update(kind=kind, vocab=220)
+        c.batch.tokens, c.eval.every = 1024, 0
+        c.optim.update(schedule="constant", lr=1e-2, warmup=1)
+        c.train.update(steps=4, log_every=4)
+        for key, value in values.items():
+            section, name = key.split("__")
+            c[section][name] = value
+        return configs.freeze(c)
+
+    return make

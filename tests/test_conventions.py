@@ -23,7 +23,7 @@ LAYERS = [
         *("checkpoint", "pretrained", "state"),
         *("optim", "hosts", "flops"),
     ],
-    ["train", "validate", "evaluate", "translate", "generate"],
+    ["train", "validate", "evaluate", "translate", "generate", "predict"],
     ["lab"],
     ["main", ""],
 ]

@@ -58,30 +58,15 @@ def test_scores_of_the_embedded_corpus_say_that_it_is_synthetic(
 # -------------------------------------------------------------------------------- other tasks
 
 
-def small(family, objective, kind, size="base", **values):
-    """A config over the embedded exercises, with a model of one small layer."""
-    c = configs.defaults(family, size, objective)
-    c.model.update(width=16, depth=1, heads=2, mlp=16, max_length=128)
-    c.data.update(source="synthetic", train="valid", valid="valid", test="valid", max_length=64)
-    c.tokenizer.update(kind=kind, vocab=220)
-    c.batch.tokens, c.eval.every = 1024, 0
-    c.optim.update(schedule="constant", lr=1e-2, warmup=1)
-    c.train.update(steps=4, log_every=4)
-    for key, value in values.items():
-        section, name = key.split("__")
-        c[section][name] = value
-    return configs.freeze(c)
-
-
 def trained(config, folder):
     train(config, folder)
     rows = evaluate.evaluate(folder, "valid", say=lambda line: None)
     return {row["metric"]: row["score"] for row in rows}, rows
 
 
-def test_classes_are_those_that_the_model_gives_each_text_alone(tmp_path):
+def test_classes_are_those_that_the_model_gives_each_text_alone(exercise, tmp_path):
     labels = ",".join(exercises.CLASSES)
-    config = small("bert", "classify", "bert", model__head="classify", objective__labels=labels)
+    config = exercise("bert", "classify", "bert", model__head="classify", objective__labels=labels)
     found, rows = trained(config, tmp_path)
     assert [row["main"] for row in rows] == [True, False, False]
     [chunk] = assemble.corpora(config, "valid")[0].chunks()
@@ -103,8 +88,8 @@ def test_classes_are_those_that_the_model_gives_each_text_alone(tmp_path):
 @pytest.mark.parametrize(
     "family, head", [("bert", "span"), pytest.param("xlnet", "beam", marks=pytest.mark.slow)]
 )
-def test_answers_are_pieces_of_their_contexts(tmp_path, family, head):
-    config = small(
+def test_answers_are_pieces_of_their_contexts(exercise, tmp_path, family, head):
+    config = exercise(
         family,
         "span_qa",
         family,
@@ -130,9 +115,9 @@ def test_answers_are_pieces_of_their_contexts(tmp_path, family, head):
     assert all(answer in contexts[id] for id, answer in answers.items())
 
 
-def test_what_is_said_of_two_sentences_is_scored_beside_the_masked_ones(tmp_path):
+def test_what_is_said_of_two_sentences_is_scored_beside_the_masked_ones(exercise, tmp_path):
     head = dict(model__head="pretraining", objective__pairs="order")
-    found, rows = trained(small("bert", "masked_lm", "bert", **head), tmp_path)
+    found, rows = trained(exercise("bert", "masked_lm", "bert", **head), tmp_path)
     run, right = translate.load(tmp_path), []
     where = (run.tokenizer, tmp_path, "valid")
     batches = assemble.open_batches(run.config, *where, multiple=1, train=False)
@@ -147,12 +132,12 @@ def test_what_is_said_of_two_sentences_is_scored_beside_the_masked_ones(tmp_path
 
 
 @pytest.mark.parametrize("stride", [0, 5])
-def test_perplexity_is_that_of_every_token_from_what_it_may_see(tmp_path, stride):
+def test_perplexity_is_that_of_every_token_from_what_it_may_see(exercise, tmp_path, stride):
     (tmp_path / "text.txt").write_text("a cab\nbad cab abc\n\ncc\n" * 3)
     files = dict(data__source="files", data__train=f"{tmp_path}/text.txt")
     files["data__valid"] = files["data__train"]
     size = dict(data__max_length=12, objective__stride=stride, model__max_length=16)
-    config = small("gpt2", "causal_lm", "chars", "small", **files, **size)
+    config = exercise("gpt2", "causal_lm", "chars", "small", **files, **size)
     found, _ = trained(config, tmp_path / "run")
     run = translate.load(tmp_path / "run")
     ids, end = run.tokenizer.encode(["a cab", "bad cab abc", "cc"]), run.tokenizer.special["eos"]
@@ -172,12 +157,12 @@ def test_perplexity_is_that_of_every_token_from_what_it_may_see(tmp_path, stride
     assert len(list((tmp_path / "run" / "data").rglob("sizes.*"))) == 1
 
 
-def test_summaries_are_scored_beside_the_first_sentences_of_what_they_sum_up(tmp_path):
+def test_summaries_are_scored_beside_the_first_sentences_of_what_they_sum_up(exercise, tmp_path):
     pytest.importorskip("rouge_score")
     rows = [("Red sun. Blue sky. Old man. New day.", "Red sun."), ("One two.", "One two.")]
     (tmp_path / "valid.tsv").write_text("".join(f"{one}\t{two}\n" for one, two in rows))
     files = dict(data__source="files", data__valid=f"{tmp_path}/valid.tsv", eval__metric="rouge")
-    config = small("t5", "text_to_text", "t5", "small", objective__prefix="sum: ", **files)
+    config = exercise("t5", "text_to_text", "t5", "small", objective__prefix="sum: ", **files)
     said = [[translate.Hypothesis("Blue sky.", 0.0)], [translate.Hypothesis("One two.", 0.0)]]
     run = SimpleNamespace(config=config, search=lambda *_: said)
     found = evaluate.pairs(evaluate.Asked(run, "valid", config.decode, tmp_path))
@@ -186,9 +171,9 @@ def test_summaries_are_scored_beside_the_first_sentences_of_what_they_sum_up(tmp
     assert score["lead1_rouge1"] == 100.0 > score["lead3_rouge1"] == 75.0
 
 
-def test_an_evaluation_may_read_other_text(tmp_path, toy):
+def test_an_evaluation_may_read_other_text(exercise, tmp_path, toy):
     (tmp_path / "other.txt").write_text("The old dog sees a man.\n")
-    config = small("roberta", "masked_lm", "roberta", tokenizer__vocab=300)
+    config = exercise("roberta", "masked_lm", "roberta", tokenizer__vocab=300)
     train(config, tmp_path / "run")
     other = configs.thaw(config)
     other.data.update(source="files", valid=f"{tmp_path}/other.txt")

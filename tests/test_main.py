@@ -50,8 +50,8 @@ def test_alone_it_prints_its_verbs_a_line_each(capsys):
     assert main([]) == 0
     printed = capsys.readouterr().out
     assert re.findall(r"^  (\w+) +[A-Z]", printed, re.M) == list(VERBS)
-    verbs = "train eval translate generate score average config import export plan parity launch"
-    assert list(VERBS) == [*verbs.split(), "list"]
+    verbs = "train eval translate generate predict score average config import export plan parity"
+    assert list(VERBS) == [*verbs.split(), "launch", "list"]
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == printed
 

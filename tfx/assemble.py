@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -159,6 +159,7 @@ def open_batches(
     shapes=None,
     train: bool | None = None,
     say=silent,
+    rows: Sequence[sources.Corpus] | None = None,
 ) -> pipeline.Batches:
     """Batches of a split: shuffled epochs to train on, or once through.
 
@@ -167,9 +168,11 @@ def open_batches(
       multiple: the rows of every batch are a multiple of this,
       parts: and, where that is less, filled up to a multiple of this.
       shapes: static shapes to use again, so that evaluation compiles nothing new.
+      rows: instead of the split's.
     """
     train, c = split == "train" if train is None else train, config
-    examples = objective(c).examples(c.objective, given(c, ids, directory, split, train, say))
+    read = given(c, ids, directory, split, train, say, rows)
+    examples = objective(c).examples(c.objective, read)
     types = getattr(c.model, "types", 2 if models.family(c.model) is models.xlnet else 1)
     if "types" in examples.axes and types == 1:
         raise ValueError(
@@ -206,8 +209,10 @@ def open_batches(
     return batches
 
 
-def given(config: Config, ids, directory: Path, split: str, train: bool, say=silent) -> Given:
-    """What the objective makes its examples of."""
+def given(
+    config: Config, ids, directory: Path, split: str, train: bool, say=silent, rows=None
+) -> Given:
+    """What the objective makes its examples of: the split, or other rows."""
     began = time.time()
 
     def progress(read: int) -> None:
@@ -217,7 +222,7 @@ def given(config: Config, ids, directory: Path, split: str, train: bool, say=sil
             say(f"{split}: {read:,} rows encoded")
 
     return Given(
-        corpora(config, split),
+        corpora(config, split) if rows is None else rows,
         ids,
         directory / "data",
         train,

@@ -6,33 +6,16 @@ import hashlib
 import json
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
-import numpy as np
 
 import tfx
-from tfx import assemble, bucket, hosts, objectives, scores, sharding, translate, validate, workdir
+from tfx import assemble, bucket, hosts, objectives, predict, scores, translate, validate, workdir
 from tfx.config import Config, fingerprint
-from tfx.data import examples as data
-from tfx.objectives import causal_lm, inputs, span_qa
-from tfx.schema import Decode
+from tfx.objectives import causal_lm
+from tfx.predict import Asked, Outcome
 
 SPLITS = ("train", "valid", "test")
-
-
-class Outcome(NamedTuple):
-    """What a model made of a split.
-
-    Attributes:
-      lines: its answers, a line each.
-      references: what they were compared with, as text.
-      rows: {metric, score, signature}, the main one first.
-    """
-
-    lines: list[str]
-    references: list[str]
-    rows: list[dict]
 
 
 def evaluate(
@@ -64,9 +47,8 @@ def evaluate(
     values |= dict(split=split, step=step, average=average)
     hosts.agree(values, "start all of them with the same words, on one workdir that they share")
     run = dataclasses.replace(translate.load(directory, step, average), config=config)
-    name = objectives.name_of(config.objective)
-    asked = Asked(run, split, how, directory)
-    found = TASKS.get(name, TASKS[assemble.objective(config).ROWS])(asked)
+    task = TASKS.get(assemble.objective(config).ROWS) or predict.task(config)
+    found = task(Asked(run, split, how, directory))
     common = {
         "split": split,
         "step": run.step,
@@ -74,7 +56,7 @@ def evaluate(
         "sentences": len(found.lines),
         "synthetic": config.data.source == "synthetic",
         "references": hashlib.sha256("\n".join(found.references).encode()).hexdigest()[:16],
-        "objective": name,
+        "objective": objectives.name_of(config.objective),
         "decode": dataclasses.asdict(how),
         "config": fingerprint(trained),
         "version": tfx.__version__,
@@ -111,51 +93,7 @@ def write_down(directory: Path, config: Config, found: Outcome, common: dict, sa
     return rows
 
 
-# --------------------------------------------------------------------- reading answers off
-
-
-class Asked(NamedTuple):
-    """What is to be answered, and by whom."""
-
-    run: translate.Run
-    split: str
-    how: Decode
-    directory: Path
-
-    @property
-    def config(self) -> Config:
-        """Of the run."""
-        return self.run.config
-
-    def given(self) -> data.Given:
-        """What the objective makes examples of, without leaving any out."""
-        return assemble.given(self.config, self.run.tokenizer, self.directory, self.split, False)
-
-    def batches(self):
-        """The split, once through."""
-        where = (self.run.tokenizer, self.directory, self.split)
-        multiple = sharding.batch_parts(self.run.mesh)
-        return assemble.open_batches(self.config, *where, multiple=multiple, train=False)
-
-    def outputs(self, *names: str, unseen: str = "") -> dict[int, dict[str, np.ndarray]]:
-        """Of every example by its number, what the model predicts and what is in the batch; the
-        model does not see what `unseen` names."""
-        run, batches, found = self.run, self.batches(), {}
-
-        def predict(params, batch):
-            index = batch.pop("index")
-            seen = {name: x for name, x in batch.items() if name != unseen}
-            made = run.model.apply({"params": params}, seen, method="predict")
-            return index, {name: made[name] if name in made else batch[name] for name in names}
-
-        step = jax.jit(predict, out_shardings=sharding.replicated(run.mesh))
-        with jax.set_mesh(run.mesh):
-            for number in range(batches.steps_per_epoch):
-                batch = assemble.fetch(batches, number, run.mesh)
-                index, made = jax.device_get(step(run.params, batch))
-                for row in np.flatnonzero(index >= 0).tolist():
-                    found[int(index[row])] = {name: made[name][row] for name in names}
-        return dict(sorted(found.items()))
+# -------------------------------------------------------------------------- texts
 
 
 def pairs(asked: Asked) -> Outcome:
@@ -173,86 +111,6 @@ def pairs(asked: Asked) -> Outcome:
     else:
         rows = scores.translation(how, hypotheses, references)
     return Outcome(hypotheses, references, rows)
-
-
-def labels(asked: Asked) -> Outcome:
-    """Classes: how many are right, and of two classes what GLUE reports beside it."""
-    found = asked.outputs("logits", "label").values()
-    mine = [int(each["logits"].argmax()) for each in found]
-    theirs = [int(each["label"]) for each in found]
-    rows = scores.accuracy(mine, theirs)
-    if getattr(asked.config.model, "classes", 0) == 2 and "classify" in _heads(asked):
-        rows += scores.f1(mine, theirs) + scores.matthews(mine, theirs)
-    name = _namer(asked)
-    return Outcome(list(map(name, mine)), list(map(name, theirs)), rows)
-
-
-def _heads(asked: Asked) -> tuple[str, ...]:
-    return assemble.objective(asked.config).HEADS
-
-
-def _namer(asked: Asked):
-    names = getattr(asked.config.objective, "labels", "")
-    return names.split(",").__getitem__ if names else str
-
-
-def numbers(asked: Asked) -> Outcome:
-    """Numbers: how they go with the given ones."""
-    found = asked.outputs("logits", "value").values()
-    mine = [float(each["logits"][0]) for each in found]
-    theirs = [float(each["value"]) for each in found]
-    rows = scores.pearson(mine, theirs) + scores.spearman(mine, theirs)
-    return Outcome([f"{x:.4f}" for x in mine], [f"{x:.4f}" for x in theirs], rows)
-
-
-def tags(asked: Asked) -> Outcome:
-    """Tags of words: accuracy and, where they mark spans, F1 of these."""
-    name, mine, theirs = _namer(asked), [], []
-    for each in asked.outputs("logits", "targets", "weights").values():
-        scored = each["weights"] > 0
-        mine.append([name(int(n)) for n in each["logits"][scored].argmax(-1)])
-        theirs.append([name(int(n)) for n in each["targets"][scored]])
-    rows = scores.tagging(mine, theirs)
-    return Outcome([" ".join(t) for t in mine], [" ".join(t) for t in theirs], rows)
-
-
-def questions(asked: Asked) -> Outcome:
-    """Answers cut out of a text: exact matches and F1; where there may be none, also the best that
-    a threshold could do. A line has the likeliest answers with their scores, and by what margin
-    there being none is better than the first: what a threshold is compared with."""
-    config, given = asked.config.objective, asked.given()
-    read = span_qa.Questions(config, given)
-    beams = asked.config.model.head == "beam"  # which would take the true start for known
-    names = (*span_qa.OF_BEAMS, "impossible") if beams else span_qa.OF_SPANS
-    outputs = asked.outputs(*names, unseen="start")
-    windows = [[] for _ in range(len(read))]
-    for number in outputs:
-        windows[read.question_of[number]].append(number)
-    lines, predicted, certain, nulls, gold = [], {}, {}, {}, {}  # files may share ids
-    for at, found in enumerate(windows):
-        question = read.question(at)
-        answers, nulls[at] = span_qa.n_best(
-            question,
-            [read.window(number) for number in found],
-            [outputs[number] for number in found],
-            special=inputs.special(given.vocabulary),
-            count=config.n_best,
-            longest=config.longest,
-        )
-        threshold = config.threshold if config.no_answer else None
-        predicted[at] = span_qa.predict(answers, nulls[at], threshold)
-        certain[at] = span_qa.predict(answers, nulls[at])
-        gold[at] = read.answers[at]
-        likeliest = [[answer.text, round(answer.score, 4)] for answer in answers]
-        margin = round(nulls[at], 4) if answers else None
-        line = {"id": question.id, "answer": predicted[at], "margin": margin, "n_best": likeliest}
-        lines.append(json.dumps(line, ensure_ascii=False))
-    rows = scores.squad(predicted, gold)
-    if config.no_answer:
-        for metric, (score, threshold) in scores.best_threshold(nulls, certain, gold).items():
-            signature = f"objective.threshold:{threshold:.4f}"
-            rows.append({"metric": f"best_{metric}", "score": score, "signature": signature})
-    return Outcome(lines, [json.dumps(each) for each in gold.values()], rows)
 
 
 def text(asked: Asked) -> Outcome:
@@ -285,12 +143,4 @@ def text(asked: Asked) -> Outcome:
     return Outcome([], [], rows)
 
 
-TASKS = {  # by the rows that an objective reads, or by its name where that says more
-    "pair": pairs,
-    "labelled": labels,
-    "choices": labels,
-    "regress": numbers,
-    "tagged": tags,
-    "questions": questions,
-    "text": text,
-}
+TASKS = {"pair": pairs, "text": text}  # by the rows that an objective reads

@@ -198,6 +198,38 @@ def generate(
             print(hypothesis.text)
 
 
+def predict(
+    workdir: Workdir,
+    input: Annotated[str, "FILE", "text, a line each; several of a line are apart by tabs"] = "-",
+    output: Annotated[str, "FILE", "where answers go, line for line"] = "-",
+    scores: Annotated[bool, "", "put its probability and a tab in front of each class"] = False,
+    step: Step = 0,
+    *,
+    overrides: Overrides,
+) -> None:
+    """Print what a classifier, a tagger or a reader says of each line; nothing of an empty one.
+
+    A line is a text, or two, to classify; words to tag; a text and the choices of how it goes on; a
+    question and the context that has its answer.
+
+      echo "A charming journey." | tfx predict --workdir=runs/sst2 --scores
+      tfx predict --workdir=runs/squad --input=questions.tsv --output=answers.txt
+    """
+    chosen = _changed(workdir, overrides, ANSWERING)
+    lines = list(text.lines(sys.stdin.buffer if input == "-" else input))
+    from tfx import hosts, translate
+    from tfx import predict as prediction
+
+    hosts.keep_memory()
+    hosts.keep_compiled()
+    run = dataclasses.replace(translate.load(workdir, step or None), config=chosen)
+    with _opened(output) as out:
+        name = "standard input" if input == "-" else input
+        for said, probability in prediction.answer_lines(run, lines, name):
+            known = scores and not math.isnan(probability)
+            out.write(f"{probability:.4f}\t{said}\n" if known else f"{said}\n")
+
+
 def score(
     workdir: Workdir,
     source: Annotated[str, "FILE", "sources, a sentence a line"],
@@ -322,6 +354,7 @@ VERBS = {
     "eval": evaluate,
     "translate": translate,
     "generate": generate,
+    "predict": predict,
     "score": score,
     "average": average,
     "config": config,

@@ -137,8 +137,8 @@ class Run:
     def _check(self) -> None:
         if "source" not in self.model.INPUTS:
             raise ValueError(
-                "this run writes no text of another; tfx eval scores it, and tfx generate goes on "
-                "with a text where it is a causal language model"
+                "this run writes no text of another; tfx eval scores it, tfx predict says what it "
+                "answers, and tfx generate goes on with a text of a causal language model"
             )
 
     def _encode(self, lines, first: int = 0, target: bool = False) -> list[list[int]]:

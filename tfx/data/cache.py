@@ -128,7 +128,7 @@ def encode_rows(
       recipe: JSON of all that decides the arrays, but for the text.
       dtypes: of each column.
       encode: a chunk's columns -> ({column: rows that are kept}, how many were empty, how many too
-        long); a RowError is told with the name of the corpus.
+        long), or a RowError.
       progress: is told the number of rows read so far; a cache that exists calls it never.
       limit: what "too long" means, for the error.
 
@@ -140,9 +140,9 @@ def encode_rows(
 
     def fill(partial: Path) -> None:
         writers = {name: Writer(partial, name, dtype) for name, dtype in dtypes.items()}
-        counts, read = [], 0
-        for corpus in corpora:
-            sums, start = np.zeros(3, np.int64), read
+        counts, read = np.zeros((len(corpora), 3), np.int64), 0
+        for corpus, sums in zip(corpora, counts, strict=True):
+            start = read
             for chunk in corpus.chunks():
                 with told(corpus, read - start):
                     rows, empty, too_long = encode(*chunk)
@@ -151,8 +151,7 @@ def encode_rows(
                 sums += [len(rows[next(iter(dtypes))]), empty, too_long]
                 read += len(chunk[0])
                 progress(read)
-            counts.append(sums)
-        total, empty, too_long = np.sum(counts, axis=0).tolist()
+        total, empty, too_long = counts.sum(0).tolist()
         if not total:
             raise ValueError(
                 f"no usable rows in {', '.join(corpus.name for corpus in corpora)}: of {read} "
@@ -160,7 +159,7 @@ def encode_rows(
             )
         for writer in writers.values():
             writer.close()
-        np.array(counts, np.int64).tofile(partial / "counts.int64")
+        counts.tofile(partial / "counts.int64")
 
     arrays = cached(Path(cache_dir, key[:32]), fill)
     counts = arrays["counts"].reshape(len(corpora), 3).tolist()

@@ -167,10 +167,10 @@ def _synthetic(kind: str, split: str, where: str) -> tuple[Chunks, str]:
         raise ValueError(f'{where}="{split}": the synthetic splits are train, valid and test')
     identity = f"synthetic {grammar.VERSION} {split}"
     if kind in ("pair", "references"):
-        return lambda: _in_chunks(iter(_drawn(split))), identity
+        return lambda: in_chunks(iter(_drawn(split))), identity
     most = None if kind == "text" else exercises.MOST
     rows = lambda: exercises.KINDS[kind](_drawn(split, most), split)
-    return lambda: _in_chunks(rows()), f"{identity} {kind} {exercises.VERSION}"
+    return lambda: in_chunks(rows()), f"{identity} {kind} {exercises.VERSION}"
 
 
 @functools.cache
@@ -189,7 +189,7 @@ def _files(kind: str, names: list[str], fields: str, where: str) -> tuple[Chunks
         rows, fields = reader(kind, paths[0], fields)
         _, digest = text.scan(paths[0])
         what = "" if is_pairs else f"{kind} "
-        return lambda: _in_chunks(rows()), f"{what}{suffix * (suffix in formats)} {digest} {fields}"
+        return lambda: in_chunks(rows()), f"{what}{suffix * (suffix in formats)} {digest} {fields}"
     if len(paths) != 2 or not is_pairs:
         endings = " or ".join(f".{suffix}" for suffix in formats if suffix)
         parallel = 'two line-parallel text files, "a.en,a.de", or ' * is_pairs
@@ -204,9 +204,10 @@ def _files(kind: str, names: list[str], fields: str, where: str) -> tuple[Chunks
             "line-parallel files have equally many"
         )
     pairs = lambda: zip(*map(text.lines, paths), strict=True)
-    return lambda: _in_chunks(pairs()), f"lines {source_digest} {target_digest}"
+    return lambda: in_chunks(pairs()), f"lines {source_digest} {target_digest}"
 
 
-def _in_chunks(rows: Iterator[tuple]) -> Iterator[tuple[list, ...]]:
+def in_chunks(rows: Iterator[tuple]) -> Iterator[tuple[list, ...]]:
+    """Rows as chunks of columns."""
     while chunk := list(itertools.islice(rows, CHUNK)):
         yield tuple(map(list, zip(*chunk, strict=True)))
