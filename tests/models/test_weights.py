@@ -125,9 +125,9 @@ def put(tmp_path):
     return put
 
 
-def refuses(folder, *words, error=ValueError, **options):
+def refuses(folder, *words, error=ValueError):
     with pytest.raises(error) as caught:
-        weights.read(folder, **options)
+        weights.read(folder)
     told = str(caught.value)
     assert "\n" not in told and str(folder) in told, told
     for word in words:
@@ -229,20 +229,17 @@ def test_a_flipped_bit_is_seen_where_a_sum_is_given(tmp_path):
     file = tmp_path / "model.safetensors"
     whole = file.read_bytes()
     wanted = hashlib.sha256(whole).hexdigest()
-    same(weights.read(tmp_path, sha256=wanted.upper()), TENSORS)
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     weights.read(tmp_path)  # nothing tells
-    refuses(tmp_path, "sha256", wanted, "download it again", sha256=wanted)
-    for line in (f"{wanted}  model.safetensors", f"{wanted} *./model.safetensors"):
+    for line in (f"{wanted.upper()}  model.safetensors", f"{wanted} *./model.safetensors"):
         (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  config.json\n{line}\n")
-        refuses(tmp_path, wanted, "download it again")
+        refuses(tmp_path, "sha256", line[:64], "download it again")
     file.write_bytes(whole)
     same(weights.read(tmp_path), TENSORS)
 
 
 def test_sums_of_shards(tmp_path):
     weights.write(tmp_path, TENSORS, shard=24)
-    refuses(tmp_path, "SHA256SUMS", sha256="0" * 64)
     name = "model-00002-of-00004.safetensors"
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  {name}\n")
     refuses(tmp_path, name, "download it again")

@@ -42,12 +42,9 @@ OTHERS = {  # files that hold weights, and what makes them safetensors
 }
 
 
-def read(folder: str | os.PathLike, sha256: str = "") -> dict[str, np.ndarray]:
-    """Every tensor of a folder by name, as it is stored; bfloat16 too.
-
-    Args:
-      sha256: what the file of the weights must hash to, in hex; for shards put a file SHA256SUMS
-        beside them, which is followed wherever there is one.
+def read(folder: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Every tensor of a folder by name, as it is stored; bfloat16 too. What a file SHA256SUMS there
+    lists must hash to what it says.
 
     Raises:
       FileNotFoundError: there is no folder, no weights in it, or a shard is missing.
@@ -59,11 +56,8 @@ def read(folder: str | os.PathLike, sha256: str = "") -> dict[str, np.ndarray]:
     for path in (folder / f"{name}{end}" for name in NAMES for end in ("", ".index.json")):
         if not path.is_file():
             continue
-        if path.suffix != ".json":
-            return dict(sorted(_read_file(path, sha256).items()))
-        if sha256:
-            raise ValueError(f"{path}: one sha256 for several shards; put a {SUMS} beside them")
-        return dict(sorted(_read_shards(path).items()))
+        tensors = _read_shards(path) if path.suffix == ".json" else _read_file(path)
+        return dict(sorted(tensors.items()))
     for pattern, fix in OTHERS.items():
         if found := sorted(path.name for path in folder.glob(pattern)):
             raise FileNotFoundError(f"{folder}: of weights only {', '.join(found)}; {fix}")
@@ -118,12 +112,12 @@ def write(
             path.unlink()
 
 
-def _read_file(path: Path, sha256: str = "") -> dict[str, np.ndarray]:
+def _read_file(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         if file.read(len(LFS)) == LFS:
             fix = "run `git lfs pull` in the folder, or download the file itself"
             raise ValueError(f"{path}: a pointer of Git LFS, not the weights; {fix}")
-    if wanted := sha256 or _listed_sum(path):
+    if wanted := _listed_sum(path):
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != wanted.lower():
