@@ -447,7 +447,6 @@ def dry_run(config: Config, directory: str | None = None) -> None:
 
 def largest(batches: pipeline.Batches) -> dict[str, np.ndarray]:
     """A batch of the shape with the most positions."""
-    cells = lambda rows, length, *_: rows * length
-    most = max(cells(*shape) for shape in batches.shapes)
-    made = map(batches.batch, range(batches.steps_per_epoch))
-    return next(b for b in made if next(iter(b.values())).size >= most)
+    most = max(batches.shapes, key=lambda shape: shape[0] * sum(shape[1:]))
+    steps = range(batches.steps_per_epoch)
+    return batches.batch(next(step for step in steps if batches.shape(step) == most))

@@ -117,7 +117,7 @@ def cut_up(stream, step, train, **more):
 
 def made(found, epoch=0, step=0, numbers=None, seed=0):
     numbers = np.arange(len(found.lengths[0])) if numbers is None else np.array(numbers)
-    return found.make(numbers, Draw(seed, epoch, step, np.arange(len(numbers)), 8))
+    return found.make(numbers, Draw(seed, epoch, step, np.arange(len(numbers)), (8,)))
 
 
 SIZES = st.lists(st.integers(2, 60), min_size=1, max_size=3)

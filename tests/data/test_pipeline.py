@@ -175,9 +175,25 @@ def test_shapes_are_few_and_within_the_budget(shapes, multiple):
     batches = whole(toy(random_lengths(200)), shapes=shapes, multiple=multiple)
     made = {(*batch["source"].shape, batch["target_in"].shape[1]) for batch in epoch_of(batches)}
     assert made == set(batches.shapes) and len(made) <= shapes
-    for rows, source, target in made:
-        assert rows % multiple == 0 and source == target <= 32
-        assert rows * source <= 96 or rows == multiple
+    for rows, *sides in made:
+        assert rows % multiple == 0 and max(sides) <= 32
+        assert rows * max(sides) <= 96 or rows == multiple
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_side_is_as_long_as_what_is_in_it(train):
+    """Summaries are shorter than what they sum up, and translations may be longer."""
+    lengths = [(source, source // 4) for source in range(1, 31)] + [(2, 20), (3, 28)]
+    batches = whole(toy(lengths), shapes=4, train=train)
+    found = {}
+    for batch in epoch_of(batches):
+        sides = [batch[key] for key in ("source", "target_out")]
+        longest = [int((side > 0).sum(1).max()) for side in sides]
+        shape = (*sides[0].shape, sides[1].shape[1])
+        found[shape] = np.maximum(found.get(shape, 0), longest)
+    assert found.keys() == set(batches.shapes)
+    for (_, *sides), longest in found.items():
+        assert sides == [min(-(-n // 4) * 4, 32) for n in longest.tolist()]
 
 
 def test_packing_has_one_shape():
@@ -274,7 +290,7 @@ def test_evaluation_says_which_pair_each_row_is(shapes):
     longest = [max(lengths[index]) for index in order]
     assert longest == sorted(longest)
     if shapes == 1:
-        assert batches.shapes == [(1, 104, 104)]
+        assert batches.shapes == [(1, 104, 72)]
     if isinstance(shapes, list):
         assert batches.shapes == [*shapes, (1, 128, 128)]
 
@@ -408,4 +424,4 @@ def test_a_prefetched_run_equals_the_plain_one():
 def test_evaluation_rounds_up_to_the_longest_allowed_row_at_most(longest, shape):
     """A model has no more positions than that; what is longer is not its text."""
     made = whole(toy([(longest - 1, 3), (5, 5)]), train=False, max_length=30, shapes=1)
-    assert made.shapes[0][1:] == (shape, shape)
+    assert made.shapes[0][1:] == (shape, 8)

@@ -105,7 +105,7 @@ def buckets_of(lengths, weight, tokens=24):
     mix = plan.mix([(len(lengths), weight)], seed=1)
     rows = lambda length: np.maximum(tokens // length, 1)
     sizes = plan.best_sizes(np.array(lengths), rows, 3)
-    return plan.bucketed(np.array(lengths), mix, sizes)
+    return plan.bucketed([np.array(lengths)], mix, sizes)
 
 
 @FEW
@@ -123,7 +123,7 @@ def test_an_epoch_is_its_items_each_where_it_fits(lengths, weight, number):
         bucket = buckets[index]
         items = epoch.items[start : start + bucket.rows]
         assert len(items) == bucket.rows
-        assert all(lengths[item] <= bucket.length for item in items if item >= 0)
+        assert all((lengths[item],) <= bucket.lengths for item in items if item >= 0)
         seen += [item for item in items.tolist() if item >= 0]
     assert sorted(seen) == sorted(np.concatenate([b.mix.items(number) for b in buckets]).tolist())
     assert set(np.concatenate([b.mix.ever() for b in buckets])) == set(range(len(lengths)))

@@ -33,6 +33,8 @@ AWKWARD = [
     "a\x00b\x07c\u200bd\x7f",
     "x\u2028y\u2029z\x85w\ttab\u00a0nbsp\u3000end",
     "½ ﬁne ① … ﷺ",
+    "\x1b¼ a\x1b½\x7f",
+    "[PAD] [CLS] [SEP]",
     "don't WE'RE 1,234.56 ``x''",
     "\u0301first İ ß",
     "\n\nline\r\nbreak\n",
@@ -71,7 +73,9 @@ def test_spans_are_in_order_and_inside(kind, text):
 def test_wordpiece_stands_for_its_characters(text):
     read = normalizers.BertNormalizer(lowercase=True).normalize_str
     for piece, cut in check_spans(learned("bert", lowercase=True), text):
-        assert piece in ("[UNK]", "[MASK]") or piece.removeprefix("##") in read(cut)
+        assert piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") or piece.removeprefix(
+            "##"
+        ) in read(cut)
 
 
 @settings(max_examples=100, deadline=None)

@@ -125,7 +125,7 @@ def examples(folder, *texts, train=False, length=4, vocab=CHARS, **settings):
     given = data.Given(corpora, vocab, folder, train, length, 64)
     found = causal_lm.examples(causal_lm.Config(**settings), given)
     numbers = np.arange(len(found.lengths[0]))
-    return found, found.make(numbers, data.Draw(0, 0, 0, numbers, length))
+    return found, found.make(numbers, data.Draw(0, 0, 0, numbers, (length,)))
 
 
 TEXTS = [["abc", "", "defgh", "i"], ["jj", "a"]]

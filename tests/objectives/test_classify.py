@@ -55,7 +55,7 @@ def of_data(folder, rows, labels="", classes=2, train=False, length=8, **more):
     given = data.Given([corpus], BERT, folder, train, length, 64, classes=classes, **more)
     found = classify.examples(classify.Config(labels), given)
     numbers = np.arange(len(found.lengths[0]))
-    return found, found.make(numbers, data.Draw(0, 0, 0, numbers, length))
+    return found, found.make(numbers, data.Draw(0, 0, 0, numbers, (length,)))
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def of_data(folder, epoch=0, train=True, teacher="there", **settings):
     given = data.Given([corpus], BERT, folder, train, 18, 64)
     found = distill.examples(distill.Config(teacher, **settings), given)
     numbers = np.arange(len(found.lengths[0]))
-    return found, found.make(numbers, data.Draw(0, epoch, 0, numbers, 18))
+    return found, found.make(numbers, data.Draw(0, epoch, 0, numbers, (18,)))
 
 
 @pytest.mark.parametrize("rate", [0.15, 0.5])

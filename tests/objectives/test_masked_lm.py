@@ -284,7 +284,7 @@ def given_of(folder, *texts, vocab=BERT, train=True, length=24):
 def of_data(given, epoch=0, **settings):
     found = masked_lm.examples(masked_lm.Config(**settings), given)
     numbers = np.arange(len(found.lengths[0]))
-    return found, found.make(numbers, data.Draw(0, epoch, 0, numbers, given.max_length))
+    return found, found.make(numbers, data.Draw(0, epoch, 0, numbers, (given.max_length,)))
 
 
 def whole(example):

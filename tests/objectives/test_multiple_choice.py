@@ -60,7 +60,7 @@ def of_data(folder, *rows, vocab=BERT, train=False, length=20, **more):
     given = data.Given([corpus], vocab, folder, train, length, 64, **more)
     found = multiple_choice.examples(multiple_choice.Config(), given)
     numbers = np.arange(len(found.lengths[0]))
-    return found, found.make(numbers, data.Draw(0, 0, 0, numbers, length))
+    return found, found.make(numbers, data.Draw(0, 0, 0, numbers, (length,)))
 
 
 ROWS = [

@@ -194,7 +194,7 @@ def of_data(folder, *texts, train=True, length=32, epoch=0, **settings):
     given = data.Given(corpora, XLNET, folder, train, length, 64)
     found = permutation_lm.examples(permutation_lm.Config(**settings), given)
     numbers = np.arange(len(found.lengths[0]))
-    return found, found.make(numbers, data.Draw(0, epoch, 0, numbers, length))
+    return found, found.make(numbers, data.Draw(0, epoch, 0, numbers, (length,)))
 
 
 @pytest.mark.parametrize("settings", [{}, {"reuse": 10}, {"predictions": 3}])

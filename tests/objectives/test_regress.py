@@ -34,7 +34,7 @@ def of_data(folder, rows, classes=1):
     given = data.Given([corpus], BERT, folder, True, 8, 64, classes=classes)
     found = regress.examples(regress.Config(), given)
     numbers = np.arange(len(found.lengths[0]))
-    return found.make(numbers, data.Draw(0, 0, 0, numbers, 8))
+    return found.make(numbers, data.Draw(0, 0, 0, numbers, (8,)))
 
 
 def test_rows_and_their_numbers(tmp_path):

@@ -119,7 +119,7 @@ def of_data(folder, lines=LINES, train=True, length=32, epoch=0, vocab=T5, **set
     given = data.Given([corpus], vocab, folder, train, length, 512)
     found = span_corruption.examples(span_corruption.Config(**settings), given)
     numbers = np.arange(len(found.lengths[0]))
-    return found, found.make(numbers, data.Draw(0, epoch, 0, numbers, length))
+    return found, found.make(numbers, data.Draw(0, epoch, 0, numbers, (length,)))
 
 
 def restored(example):

@@ -308,7 +308,7 @@ def opened(place, spec, kind="bert", train=False, length=48, no_answer=True, str
 
 def made(examples):
     numbers = np.arange(len(examples.lengths[0]))
-    return examples.make(numbers, data.Draw(0, 0, 0, numbers, 48))
+    return examples.make(numbers, data.Draw(0, 0, 0, numbers, (48,)))
 
 
 ASKED = [

@@ -60,7 +60,7 @@ def of_data(folder, rows, vocab=BERT, train=False, length=24, classes=3, labels=
     given = data.Given([corpus], vocab, folder, train, length, 64, classes=classes, **more)
     found = tag.examples(tag.Config(labels), given)
     numbers = np.arange(len(found.lengths[0]))
-    return found, found.make(numbers, data.Draw(0, 0, 0, numbers, length))
+    return found, found.make(numbers, data.Draw(0, 0, 0, numbers, (length,)))
 
 
 TAGGED = (["abdelta", "beta", "gam", "delta"], ["A", "O", "B", "A"])

@@ -44,7 +44,7 @@ def of_data(folder, rows, **settings):
     given = data.Given(corpora, T5, folder, False, 32, 512)
     found = text_to_text.examples(config, given)
     numbers = np.arange(len(found.lengths[0]))
-    return found, found.make(numbers, data.Draw(0, 0, 0, numbers, 32))
+    return found, found.make(numbers, data.Draw(0, 0, 0, numbers, (32,)))
 
 
 def test_a_prefix_stands_before_every_source_that_is_not_blank(tmp_path):

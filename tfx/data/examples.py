@@ -49,14 +49,14 @@ class Draw(NamedTuple):
     Attributes:
       epoch: 0 in evaluation.
       rows: [n], the row of the batch that each example is in.
-      length: of a row.
+      lengths: of a row, a side each.
     """
 
     seed: int
     epoch: int
     step: int
     rows: np.ndarray
-    length: int
+    lengths: tuple[int, ...]
 
     def rng(self, number: int, epoch: int | None = None) -> np.random.Generator:
         """Of one example; another one in every epoch, or in the one that is given."""
@@ -74,8 +74,8 @@ class Examples:
       fingerprint: equal where the examples are.
       folder: where plans made from them are kept.
       make: (numbers, Draw) -> their arrays, by name.
-      axes: of each array by name the axes, a letter each: "T" is as long as the row, another one
-        as long as `sizes(length of the row)` says.
+      axes: of each array by name the axes, a letter each: "T" is as long as the row, or its second
+        side, whose first is "S"; another one as long as `sizes(length of the row)` says.
       sampled: of pairs with subword sampling, (number, two seeds) -> ids of both sides.
       sampling: how much of it.
       unit: what they are called.

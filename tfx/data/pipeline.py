@@ -48,7 +48,7 @@ class Batches:
       train: False: every example once, short ones first; no shuffling, weights or packing.
 
     Attributes:
-      shapes: of what `batch` can return: (rows, length, and once more for a second side).
+      shapes: of what `batch` can return: (rows, length of each side).
       multiple: as given.
       steps_per_epoch, examples_per_epoch, tokens_per_epoch (of the target, ends included).
       padding: the share of positions on all sides, filler rows too, that hold no token.
@@ -72,11 +72,10 @@ class Batches:
         self._packed: Ragged | None = None
         rows = lambda length: np.maximum(tokens // length // multiple, 1) * multiple
         lengths = examples.lengths
-        longer = np.maximum.reduce(lengths)
         growth = 1.0  # of lengths, by subword sampling
         if not train:
-            self._buckets = _evaluation(longer, shapes, rows, max_length)
-        elif (longest := np.max(longer)) > max_length:
+            self._buckets = _evaluation(lengths, shapes, rows, max_length)
+        elif (longest := max(map(np.max, lengths))) > max_length:
             raise ValueError(f"a side of {longest} tokens is above data.max_length={max_length}")
         else:
             mix = plan.mix([(part.kept, part.weight) for part in examples.parts], seed)
@@ -86,32 +85,36 @@ class Batches:
                 room = [np.minimum(n, max_length) for n in room]
             if kind == "pack":
                 mix, self._packed = _packing(examples, room, mix, max_length, seed)
-                self._buckets = [plan.Bucket(int(rows(max_length)), max_length, mix)]
+                both = (max_length,) * len(lengths)
+                self._buckets = [plan.Bucket(int(rows(max_length)), both, mix)]
             else:
-                room = np.maximum.reduce(room)
                 self._buckets = _bucketing(room, mix, rows, shapes, max_length)
         self._now: tuple[int, plan.Epoch | None] = (-1, None)
 
         # Told once: a host whose rows are all filler must not guess.
-        one = Draw(seed, 0, 0, np.zeros(1, int), self._buckets[-1].length)
+        one = Draw(seed, 0, 0, np.zeros(1, int), self._buckets[-1].lengths)
         first = examples.make(np.zeros(1, int), one)[0]
         self._dtypes = {key: np.asarray(first[key]).dtype for key in examples.axes}
 
         self._heights = [-(-bucket.rows // parts) * parts for bucket in self._buckets]
         sized = list(zip(self._heights, self._buckets, strict=True))
-        self.shapes = [(height, *[bucket.length] * len(lengths)) for height, bucket in sized]
+        self.shapes = [(height, *bucket.lengths) for height, bucket in sized]
         self.steps_per_epoch = sum(bucket.steps for bucket in self._buckets)
         weights = [part.weight if train else 1.0 for part in examples.parts]
         times = np.repeat(weights, [part.kept for part in examples.parts])
         self.examples_per_epoch = round(times.sum())
         self.tokens_per_epoch = round(growth * times @ lengths[-1])
-        cells = len(lengths) * sum(b.steps * height * b.length for height, b in sized)
+        cells = sum(bucket.steps * height * sum(bucket.lengths) for height, bucket in sized)
         self.padding = float(1 - growth * times @ sum(lengths) / cells)
+
+    def shape(self, step: int) -> Shape:
+        """That of the batch of a step."""
+        epoch, position = self._epoch(step)
+        return self.shapes[epoch.bucket[position]]
 
     def rows(self, step: int) -> int:
         """How many rows the batch of a step has."""
-        epoch, position = self._epoch(step)
-        return self._heights[epoch.bucket[position]]
+        return self.shape(step)[0]
 
     def batch(self, step: int, rows: slice | np.ndarray = slice(None)) -> dict[str, np.ndarray]:
         """The batch of a step, or those rows of it that one host needs.
@@ -130,18 +133,19 @@ class Batches:
         row, numbers = self._members(items[rows])
         names = np.arange(len(items))[rows]
         when = divmod(step, self.steps_per_epoch)[0] if self._train else 0, step
-        draw = Draw(self._seed, *when, names[row], bucket.length)
+        draw = Draw(self._seed, *when, names[row], bucket.lengths)
         made = self.examples.make(numbers, draw)
-        sizes = {"T": bucket.length} | dict(self.examples.sizes(bucket.length))
+        first, last = bucket.lengths[0], bucket.lengths[-1]
+        sizes = {"S": first, "T": last} | dict(self.examples.sizes(last))
         batch = {}
         for key, letters in self.examples.axes.items():
             arrays = [example[key] for example in made]
             shape = (len(items[rows]), *(sizes[letter] for letter in letters))
             dtype = self._dtypes[key]
-            if letters != "T":
+            if letters not in ("S", "T"):
                 batch[key] = _stacked(key, arrays, row, np.zeros(shape, dtype))
                 continue
-            cells, segments, positions = _lay_out(arrays, row, bucket.length)
+            cells, segments, positions = _lay_out(arrays, row, sizes[letters])
             batch[key] = _fill(shape, cells, np.concatenate([NONE.astype(dtype), *arrays]), dtype)
             if key == "target_out":
                 batch["weights"] = _fill(shape, cells, 1, np.float32)
@@ -184,23 +188,30 @@ def prefetch(fn: Callable[[int], object], start: int, depth: int = 2) -> Iterato
         pool.shutdown(cancel_futures=True)
 
 
-def _evaluation(lengths, shapes, rows, max_length) -> list[plan.Bucket]:
+def _evaluation(sides, shapes, rows, max_length) -> list[plan.Bucket]:
     if isinstance(shapes, int):
-        rounded = plan.round_up(lengths, GRAIN)
-        rounded = np.where(lengths > max_length, rounded, np.minimum(rounded, max_length))
-        sizes = plan.best_sizes(rounded, rows, shapes)
+        up = lambda n: np.where(n > max_length, plan.round_up(n, GRAIN), _rounded(n, max_length))
+        rounded = [up(lengths) for lengths in sides]
+        sizes = plan.best_sizes(np.maximum.reduce(rounded), rows, shapes)
+        sizes = plan.narrowed(rounded, sizes)
     else:
-        sizes = sorted({size[:2] for size in shapes}, key=lambda size: size[1])
-        if (longest := int(lengths.max())) > sizes[-1][1]:
-            longest = plan.round_up(longest, LONG)
-            sizes.append((int(rows(longest)), longest))
-    short_first = np.argsort(lengths, kind="stable").astype(np.int32)
-    return plan.bucketed(lengths, plan.Mix(short_first), sizes)
+        sizes = sorted(set(shapes), key=lambda size: max(size[1:]))
+        beyond = plan.places(sides, sizes) < 0
+        if beyond.any():
+            longest = [int(plan.round_up(n[beyond].max(), LONG)) for n in sides]
+            sizes.append((int(rows(max(longest))), *longest))
+    short_first = np.argsort(np.maximum.reduce(sides), kind="stable").astype(np.int32)
+    return plan.bucketed(sides, plan.Mix(short_first), sizes)
 
 
-def _bucketing(lengths, mix, rows, most, max_length) -> list[plan.Bucket]:
-    rounded = np.minimum(plan.round_up(lengths, GRAIN), max_length)
-    return plan.bucketed(lengths, mix, plan.best_sizes(rounded[mix.ever()], rows, most))
+def _bucketing(sides, mix, rows, most, max_length) -> list[plan.Bucket]:
+    rounded = [_rounded(n, max_length) for n in sides]
+    sizes = plan.best_sizes(np.maximum.reduce(rounded)[mix.ever()], rows, most)
+    return plan.bucketed(sides, mix, plan.narrowed(rounded, sizes))
+
+
+def _rounded(lengths, most: int) -> np.ndarray:
+    return np.minimum(plan.round_up(lengths, GRAIN), most)
 
 
 def _packing(examples, lengths, mix, max_length, seed) -> tuple[plan.Mix, Ragged]:

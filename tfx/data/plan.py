@@ -109,12 +109,25 @@ def best_sizes(lengths: np.ndarray, rows: Callable, most: int) -> list[tuple[int
     return [(int(height[end]), int(ends[end])) for end in reversed(chosen)]
 
 
+def narrowed(sides: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[tuple]:
+    """Of buckets by the longest side, ascending (rows, length): (rows, length of each side), each
+    as long as what the bucket holds. The second side of a summary is much shorter than the first.
+
+    Args:
+      sides: lengths of every item, an array a side.
+    """
+    of_item = np.searchsorted([length for _, length in sizes], np.maximum.reduce(sides))
+    inside = (of_item == bucket for bucket in range(len(sizes)))
+    tops = ([int(side[chosen].max()) for side in sides] for chosen in inside)
+    return [(rows, *top) for (rows, _), top in zip(sizes, tops, strict=True)]
+
+
 @dataclass(frozen=True)
 class Bucket:
-    """Items that share one static shape, [rows, length]."""
+    """Items that share one static shape: rows, and the length of each side."""
 
     rows: int
-    length: int
+    lengths: tuple[int, ...]
     mix: Mix
 
     @property
@@ -123,10 +136,20 @@ class Bucket:
         return -(-self.mix.most() // self.rows)
 
 
-def bucketed(lengths: np.ndarray, mix: Mix, sizes: Sequence[tuple[int, int]]) -> list[Bucket]:
-    """Items in the first of `sizes`, ascending (rows, length), that holds them; none is empty."""
-    first = np.searchsorted([length for _, length in sizes], lengths)
-    buckets = [Bucket(*size, mix.where(first == k)) for k, size in enumerate(sizes)]
+def places(sides: Sequence[np.ndarray], sizes: Sequence[tuple]) -> np.ndarray:
+    """Of every item the first of `sizes`, (rows, length of each side), that holds it; -1: none."""
+    found = np.full(len(sides[0]), -1)
+    for number, (_, *lengths) in reversed(list(enumerate(sizes))):
+        found[np.all([side <= n for side, n in zip(sides, lengths, strict=True)], axis=0)] = number
+    return found
+
+
+def bucketed(sides: Sequence[np.ndarray], mix: Mix, sizes: Sequence[tuple]) -> list[Bucket]:
+    """Items in the first of `sizes` that holds them; none is empty."""
+    found = places(sides, sizes)
+    within = (mix.where(found == number) for number in range(len(sizes)))
+    shapes = ((rows, tuple(lengths)) for rows, *lengths in sizes)
+    buckets = [Bucket(*shape, items) for shape, items in zip(shapes, within, strict=True)]
     return [bucket for bucket in buckets if bucket.steps]
 
 

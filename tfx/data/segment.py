@@ -116,7 +116,10 @@ class SentencePieces:
         found, (first, last) = [], (len(text), len(text))
         answer = self._processor.encode(read, return_type="proto").pieces
         for number, piece in reversed([*enumerate(answer)]):
-            lacks = not piece.surface.strip() and piece.piece != "▁"
+            seen = piece.surface.strip()
+            if not seen.isprintable():  # the model may read a control character as nothing
+                seen = self._processor.normalize(seen).strip("▁")
+            lacks = not seen and piece.piece != "▁"
             if piece.begin < piece.end:
                 end = max(owners[piece.end - 1] + 1, owners[piece.end])
                 first, last = owners[piece.begin], last if lacks else end

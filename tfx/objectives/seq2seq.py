@@ -19,6 +19,7 @@ from tfx.nn.losses import cross_entropy
 
 ROWS, HEADS = "pair", ("lm",)
 READS = "source"
+AXES = {"source": "S", "target_in": "T", "target_out": "T"}
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,14 @@ def of_pairs(pairs: Pairs, ids) -> Examples:
         mask = lambda example: {"source_mask": np.ones_like(example["source"])}
         return [example | mask(example) for example in made] if masked else made
 
-    names = ("source", "target_in", "target_out") + ("source_mask",) * masked
+    axes = AXES | {"source_mask": "S"} if masked else AXES
     return Examples(
         tuple(side.lengths + around for side in (pairs.source, pairs.target)),
         pairs.parts,
         pairs.fingerprint,
         pairs.folder,
         make,
-        dict.fromkeys(names, "T"),
+        axes,
         sampled=pairs.sampled,
         sampling=pairs.sampling,
         unit="pairs",
@@ -94,8 +95,8 @@ def drawn(pairs: Pairs, numbers: np.ndarray, draw: Draw) -> list:
         seeds = seeds.generate_state(2 * len(members)).reshape(-1, 2)
         row = [pairs.sampled(*each) for each in zip(members, seeds, strict=True)]
         for place, pair in enumerate(members):
-            longest = max(sum(map(len, side)) for side in zip(*row, strict=True))
-            if longest + len(row) <= draw.length:
+            used = (sum(map(len, side)) + len(row) for side in zip(*row, strict=True))
+            if all(n <= most for n, most in zip(used, draw.lengths, strict=True)):
                 break
             row[place] = [side[pair].astype(np.int32) for side in plain]
         sides += row

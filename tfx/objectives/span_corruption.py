@@ -156,5 +156,5 @@ def examples(config: Config, given: data.Given) -> data.Examples:
         raise ValueError(
             f"the text spells {v.tokens([largest])[0]}, which stands for a span; take it out"
         )
-    axes = dict.fromkeys(("source", "target_in", "target_out"), "T")
-    return data.blocks(given, text, step, make, axes, lengths=lengths, recipe=["spans", *rates])
+    how = dict(lengths=lengths, recipe=["spans", *rates])
+    return data.blocks(given, text, step, make, seq2seq.AXES, **how)
