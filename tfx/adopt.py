@@ -44,11 +44,8 @@ def check(config: Config, directory) -> None:
       ValueError: what is there is damaged, or of another family, size or task.
     """
     if config.init_from and not workdir.progress(directory)[0]:
-        there, here, place = (
-            _shape(config.init_from),
-            config.model,
-            f"init_from = {config.init_from}",
-        )
+        there, here = _shape(config.init_from), config.model
+        place = f"init_from = {config.init_from}"
         home = lambda model: models.family(model).MODEL
         if home(there) is not home(here):
             raise ValueError(_other(place, there, here))
@@ -74,7 +71,7 @@ def _shape(place: str):
 
 
 def _other(place: str, there, here) -> str:
-    there, here = _family(there), _family(here)
+    there, here = map(models.name_of, (there, here))
     return f"{place} holds a {there}, model.name is {here}; start from a {here}"
 
 
@@ -106,7 +103,7 @@ def parameters(config: Config, model: nn.Module, mesh, say) -> dict[str, Any]:
         else:
             there = "nothing" if x is None else x.shape
             wrong.append(f"{path}: there {there}, here {like.shape}")
-    if wrong and _family(other.config) != _family(model.config):
+    if wrong and type(other.config) is not type(model.config):
         raise ValueError(_other(f"init_from = {config.init_from}", other.config, model.config))
     if wrong:
         more = f"; and {len(wrong) - 6} more" if len(wrong) > 6 else ""
@@ -120,10 +117,6 @@ def parameters(config: Config, model: nn.Module, mesh, say) -> dict[str, Any]:
         + f"; layers {', '.join(map(str, chosen or ()))}" * bool(chosen)
     )
     return taken
-
-
-def _family(config) -> str:
-    return models.family(config).__name__.rpartition(".")[2]
 
 
 def _by_path(tree) -> dict[str, Any]:

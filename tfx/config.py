@@ -248,14 +248,12 @@ def thaw(config: Config) -> ConfigDict:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain nested dict in the order of the schema; without what is set at run time."""
-    from tfx.models import MODELS  # here and below: only what needs flax waits for it
-    from tfx.objectives import name_of
+    from tfx import models, objectives  # here and below: only what needs flax waits for it
 
     tree = dataclasses.asdict(config)
-    name = next(n for n, family in MODELS.items() if type(config.model) is family.Config)
     settable = [f.name for f in _settable(type(config.model))]
-    model = {"name": name} | {key: tree["model"][key] for key in settable}
-    objective = {"name": name_of(config.objective)} | tree["objective"]
+    model = {"name": models.name_of(config.model)} | {key: tree["model"][key] for key in settable}
+    objective = {"name": objectives.name_of(config.objective)} | tree["objective"]
     return tree | {"model": model, "objective": objective}
 
 

@@ -96,16 +96,12 @@ def labels(asked: Asked) -> Outcome:
     found = asked.outputs("logits", "label").values()
     mine = [int(each["logits"].argmax()) for each in found]
     theirs = [int(each["label"]) for each in found]
-    rows = scores.accuracy(mine, theirs)
-    if getattr(asked.config.model, "classes", 0) == 2 and "classify" in _heads(asked):
+    rows, heads = scores.accuracy(mine, theirs), assemble.objective(asked.config).HEADS
+    if getattr(asked.config.model, "classes", 0) == 2 and "classify" in heads:
         rows += scores.f1(mine, theirs) + scores.matthews(mine, theirs)
     name = _namer(asked)
     sure = [float(1 / np.exp(each["logits"] - each["logits"].max()).sum()) for each in found]
     return Outcome(list(map(name, mine)), list(map(name, theirs)), rows, sure)
-
-
-def _heads(asked: Asked) -> tuple[str, ...]:
-    return assemble.objective(asked.config).HEADS
 
 
 def _namer(asked: Asked):

@@ -182,7 +182,7 @@ def _prepared(config: Config, directory: Path, mesh, say, multiple: int) -> tupl
         f"{batches.padding:.1%} padding"
     )
     devices = f"{mesh.size} x {jax.devices()[0].device_kind}"
-    name = models.family(model.config).__name__.rpartition(".")[2]
+    name = models.name_of(model.config)
     say(f"model: {name}, {count(like.params):,} parameters, on {devices}")
     place = getattr(config.objective, "teacher", "")
     if place and assemble.tokenizer_of(place).fingerprint != ids.fingerprint:

@@ -387,7 +387,7 @@ def _mesh(config: Config, there: list):
 def _model(config: Config):
     """The model, for a tokenizer that nobody has learned yet."""
     if not hasattr(config.model, "source_vocab"):
-        name = models.family(config.model).__name__.rpartition(".")[2]
+        name = models.name_of(config.model)
         raise ValueError(f'model.name = "{name}": tfx plan knows encoder-decoders so far')
     vocab = Bytes.vocab_size if config.tokenizer.kind == "bytes" else config.tokenizer.vocab
     vocab = config.model.vocab or vocab

@@ -24,9 +24,14 @@ MODELS = {
 }
 
 
+def name_of(config) -> str:
+    """What the family of a model config is called."""
+    return next(name for name, m in MODELS.items() if type(config) is m.Config)
+
+
 def family(config) -> ModuleType:
     """The file that a model config is of."""
-    return next(m for m in MODELS.values() if type(config) is m.Config)
+    return MODELS[name_of(config)]
 
 
 def build(config) -> nn.Module:
