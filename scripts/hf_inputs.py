@@ -2,7 +2,7 @@
 
 Sentences of falling lengths, padded on either side, with and without a mask; labels partly -100;
 an answer that begins past the end of the text. hf_encoders.py, hf_decoders.py and hf_xlnet.py
-say which models there are, with which config and cases; make_hf_fixtures.py runs them.
+say which models there are, with which config and cases; make_parity_fixtures.py runs them.
 """
 
 import dataclasses

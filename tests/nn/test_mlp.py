@@ -28,6 +28,7 @@ FORMULAS = {
     "relu": lambda x: np.maximum(x, 0),
     "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
     "gelu_tanh": gelu_tanh,
+    "gelu_sigmoid": lambda x: x * sigmoid(1.702 * x),
     "silu": lambda x: x * sigmoid(x),
     "glu": sigmoid,
 }

@@ -12,7 +12,13 @@ from typing import Any
 
 import numpy as np
 
-ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "gelu_tanh": "GELUTanh", "silu": "SWISH"}
+ACTIVATIONS = {
+    "relu": "RELU",
+    "gelu": "GELU",
+    "gelu_tanh": "GELUTanh",
+    "gelu_sigmoid": "GELUSigmoid",
+    "silu": "SWISH",
+}
 ONLY = {  # the values that a field may have
     "norm_kind": ("layer",),
     "attention": ("scaled",),

@@ -35,6 +35,7 @@ ACTIVATIONS = {
     "gelu_accurate": "gelu_tanh",
     "gelu_python_tanh": "gelu_tanh",
     "gelu_python": "gelu",
+    "quick_gelu": "gelu_sigmoid",
 }
 RUNS = {"scan", "remat", "kernel", "dtype"}  # fields that say how a model runs, not what it is
 LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "embedding": "weight"}

@@ -23,7 +23,7 @@ Position = Literal[
     "sinusoid", "sinusoid_halves", "learned", "rotary", "alibi", "t5", "xlnet", "none"
 ]
 Activation = Literal[
-    *("relu", "gelu", "gelu_tanh", "silu", "tanh"),
+    *("relu", "gelu", "gelu_tanh", "gelu_sigmoid", "silu", "tanh"),
     *("reglu", "geglu", "geglu_tanh", "swiglu", "glu"),
 ]
 RUNTIME = {"runtime": True}  # set from the tokenizer and the training section, not by people

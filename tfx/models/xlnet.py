@@ -60,7 +60,7 @@ class Config(Layers):
     classes: Positive = 2  # of the heads classify and tokens; 1: a regression
     summary: Literal["last", "first", "mean"] = "last"  # state that stands for a text
     summary_dense: bool = True
-    head_activation: Literal["relu", "gelu", "gelu_tanh", "silu", "tanh", "none"] = "tanh"
+    head_activation: Literal[*ACTIVATIONS, "none"] = "tanh"
     head_dropout: layers.Rate = 0.1
     start_top: Positive = 5  # of the head beam: starts to follow
     end_top: Positive = 5  # and ends of each
