@@ -121,11 +121,11 @@ def test_what_is_said_of_two_sentences_is_scored_beside_the_masked_ones(exercise
     run, right = translate.load(tmp_path), []
     where = (run.tokenizer, tmp_path, "valid")
     batches = assemble.open_batches(run.config, *where, multiple=1, train=False)
+    predict = jax.jit(partial(run.model.apply, {"params": run.params}, method="predict"))
     for step in range(batches.steps_per_epoch):
         batch = batches.batch(step)
         there, label = batch.pop("index") >= 0, batch.pop("nsp")
-        made = run.model.apply({"params": run.params}, batch, method="predict")["nsp"]
-        right += (made.argmax(-1) == label)[there].tolist()
+        right += (predict(batch)["nsp"].argmax(-1) == label)[there].tolist()
     assert [row["metric"] for row in rows] == ["perplexity", "nll", "nsp_accuracy"]
     assert found["nsp_accuracy"] == pytest.approx(100 * np.mean(right), abs=1e-3)
     assert rows[-1]["signature"].endswith(f"|rows:{len(right)}")
@@ -144,11 +144,12 @@ def test_perplexity_is_that_of_every_token_from_what_it_may_see(exercise, tmp_pa
     text = [end] + 3 * [number for row in ids for number in (*row, end)]
     predict = jax.jit(partial(run.model.apply, {"params": run.params}))
     nll, length, step = 0.0, 12, stride or 12
+    row = np.zeros((1, length), int)  # what is after a token changes nothing
     for at in range(1, len(text)):
         # The first block begins the text; later ones begin a whole number of steps behind it.
         start = max(-(-(at - length) // step), 0) * step
-        logits = predict({"ids": np.array([text[start:at]])})[0, -1]
-        nll -= float(jax.nn.log_softmax(logits)[text[at]])
+        row[0, : at - start] = text[start:at]
+        nll -= float(jax.nn.log_softmax(predict({"ids": row})[0, at - start - 1])[text[at]])
     assert found["nll"] == pytest.approx(nll / (len(text) - 1), abs=1e-4)
     assert found["word_perplexity"] == pytest.approx(math.exp(nll / 18), rel=1e-3)
     characters = 3 * len("a cab\nbad cab abc\ncc\n")

@@ -1,5 +1,7 @@
 """Scores are the papers' sum, written out; distances alone matter; any stack may have them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,10 +116,9 @@ def test_a_decoder_with_a_cache_computes_what_it_computes_without():
     layer = params["params"]["decoder"]["layers"]
     assert "distance" in layer["self_attention"] and "distance" not in layer["cross_attention"]
     source, target = RANDOM.integers(1, 23, (2, 5)), RANDOM.integers(1, 23, (2, 6))
-    whole = model.apply(params, {"source": source, "target_in": target})
-    context = model.apply(params, {"source": source}, method="start")
-    cache = model.init_cache(2, 6)
-    step = jax.jit(lambda *inputs: model.apply(params, *inputs, method="step"))
+    apply = lambda method: jax.jit(functools.partial(model.apply, params, method=method))
+    whole = apply("__call__")({"source": source, "target_in": target})
+    context, cache, step = apply("start")({"source": source}), model.init_cache(2, 6), apply("step")
     for t in range(6):
         seen_BWS = jnp.broadcast_to(jnp.arange(6) <= t, (2, 1, 6))
         logits, cache = step(target[:, t : t + 1], cache, t, seen_BWS, context)

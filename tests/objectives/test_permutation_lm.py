@@ -238,6 +238,7 @@ def test_memory_is_as_if_row_and_memory_were_one_text(tmp_path):
     draw = lambda like: rng.normal(size=like.shape).astype(np.float32) / 4
     params = jax.tree.map(draw, nn.unbox(models.shapes(model)))
 
+    @jax.jit
     def run(batch):
         apply = lambda params, batch, **_: model.apply({"params": params}, batch, method="predict")
         return permutation_lm.loss(apply, params, batch, None, True)[0]
