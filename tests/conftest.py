@@ -74,12 +74,12 @@ def exercise():
     over the embedded exercises, with a model of one small layer."""
 
     def make(family, objective, kind, size="base", **values):
-        """A config over the embedded exercises, with a model of one small layer."""
         c = configs.defaults(family, size, objective)
         c.model.update(width=16, depth=1, heads=2, mlp=16, max_length=128)
         c.data.update(source="synthetic", train="valid", valid="valid", test="valid", max_length=64)
         c.tokenizer.update(kind=kind, vocab=220)
-        c.batch.tokens, c.eval.every = 1024, 0
+        c.batch.update(tokens=1024, shapes=1)
+        c.eval.every = 0
         c.optim.update(schedule="constant", lr=1e-2, warmup=1)
         c.train.update(steps=4, log_every=4)
         for key, value in values.items():
