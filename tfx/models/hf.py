@@ -29,13 +29,13 @@ ACTIVATIONS = {
     "tanh": "tanh",
     "silu": "silu",
     "swish": "silu",
+    "quick_gelu": "gelu_sigmoid",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_accurate": "gelu_tanh",
     "gelu_python_tanh": "gelu_tanh",
     "gelu_python": "gelu",
-    "quick_gelu": "gelu_sigmoid",
 }
 RUNS = {"scan", "remat", "kernel", "dtype"}  # fields that say how a model runs, not what it is
 LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "embedding": "weight"}
