@@ -1,6 +1,7 @@
 import inspect
 import io
 import json
+import logging
 import re
 import shlex
 import subprocess
@@ -170,6 +171,15 @@ def test_only_how_answers_are_made_may_change_after_training(capsys, run):
     assert text.startswith("--nbest=5: want 1 to 4, the width of the search")
     text = error(capsys, "translate", f"--workdir={run}", "--input=/nowhere")
     assert text == "/nowhere: no such file"
+
+
+def test_a_warning_is_one_line_too(capsys):
+    def warn():
+        """Warn."""
+        logging.getLogger("tfx").warning("%d lines are cut", 3)
+
+    assert cli.run({"warn": warn}, ["warn"]) == 0
+    assert capsys.readouterr().err == "warning: 3 lines are cut\n"
 
 
 def test_lines_to_score_must_pair_up(capsys, tmp_path):

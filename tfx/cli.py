@@ -6,12 +6,14 @@ Two are no flags: `overrides` takes all `--config.KEY=VALUE`, `command` all behi
 input becomes one line, `error: ...`, and exit code 2.
 """
 
+import contextlib
 import inspect
 import keyword
+import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -37,7 +39,8 @@ def run(verbs: Mapping[str, Callable], words: Sequence[str]) -> int:
     ours = words[: words.index("--")] if "--" in words else words
     debug = "--debug" in ours
     try:
-        return _run(verbs, [w for w in ours if w != "--debug"] + words[len(ours) :]) or 0
+        with _warnings():
+            return _run(verbs, [w for w in ours if w != "--debug"] + words[len(ours) :]) or 0
     except BrokenPipeError:  # the reader, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -48,6 +51,19 @@ def run(verbs: Mapping[str, Callable], words: Sequence[str]) -> int:
             raise
         print(f"error: {_line(error)}", file=sys.stderr)
         return 2
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[None]:
+    """Each is a line on standard error, whatever handlers libraries have made."""
+    log, shown = logging.getLogger("tfx"), logging.StreamHandler()
+    shown.setFormatter(logging.Formatter("warning: %(message)s"))
+    before = log.propagate, log.handlers
+    log.propagate, log.handlers = False, [shown]
+    try:
+        yield
+    finally:
+        log.propagate, log.handlers = before
 
 
 def _run(verbs, words: list[str]) -> int | None:

@@ -169,16 +169,15 @@ class Screen:
             self.say(line)
 
     def __enter__(self):
-        self._level = LOG.level
+        self._before = LOG.level, LOG.propagate, LOG.handlers
         if not self.console.quiet:
             LOG.setLevel(logging.INFO)
             LOG.propagate = False  # a library may have made a handler for all
-            LOG.addHandler(self._heard)
+            LOG.handlers = [self._heard]
         return self
 
     def __exit__(self, *exception):
-        LOG.removeHandler(self._heard)
-        LOG.propagate = True
-        LOG.setLevel(self._level)
+        level, LOG.propagate, LOG.handlers = self._before
+        LOG.setLevel(level)
         if self.console.is_terminal:
             self._bar.stop()
