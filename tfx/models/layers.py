@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from tfx.nn.attention import Attention, KeyValues
 from tfx.nn.block import Block, Stack, remat_policy
 from tfx.nn.kernels import SCALES, Visible
-from tfx.nn.mlp import Mlp
+from tfx.nn.mlp import ACTIVATIONS, GATED, Mlp
 from tfx.nn.norm import NORMS
 from tfx.nn.position import Bias, Positions
 from tfx.nn.relative import RelativeAttention
@@ -22,10 +22,7 @@ Epsilon = Annotated[float, "x > 0"]
 Position = Literal[
     "sinusoid", "sinusoid_halves", "learned", "rotary", "alibi", "t5", "xlnet", "none"
 ]
-Activation = Literal[
-    *("relu", "gelu", "gelu_tanh", "gelu_sigmoid", "silu", "tanh"),
-    *("reglu", "geglu", "geglu_tanh", "swiglu", "glu"),
-]
+Activation = Literal[*ACTIVATIONS, *GATED]
 RUNTIME = {"runtime": True}  # set from the tokenizer and the training section, not by people
 
 
