@@ -16,7 +16,10 @@ MODULES = {
 }
 # Imports point down. "" is `tfx` itself: the version, and the way in from a notebook.
 LAYERS = [
-    ["nn", "decode", "choose", "sharding", "metrics", "bucket", "data"],
+    [
+        *("nn", "decode", "choose", "sharding", "metrics", "bucket", "data"),
+        *("lock", "records", "terminal"),
+    ],
     ["models", "objectives"],
     [
         *("config", "schema", "cli", "workdir", "assemble", "adopt", "scores", "start"),

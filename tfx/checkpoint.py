@@ -4,15 +4,18 @@
 the step, the RNG key) and `meta` (JSON). Translation reads one of the first two alone.
 """
 
+import itertools
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from tfx import bucket
+from tfx import bucket, lock
 from tfx.state import TrainState
 
 preserve = ocp.training.preservation_policies
@@ -46,14 +49,22 @@ class Checkpoints:
       keep_last, keep_best, keep_every: for the one process or run that trains there. It removes
         what is not kept, and what a run that died left half-written; who gives none removes
         nothing, for it may be that a run is saving.
+      held: the lock of the workdir, which before every save must still be held.
 
     Attributes:
       steps: those on disk, ascending.
     """
 
-    def __init__(self, workdir: str | Path, keep_last=0, keep_best: int = 0, keep_every: int = 0):
+    def __init__(
+        self,
+        workdir: str | Path,
+        keep_last: int = 0,
+        keep_best: int = 0,
+        keep_every: int = 0,
+        held: lock.Lock | None = None,
+    ):
         _quiet()
-        self._workdir = Path(workdir)
+        self._workdir, self._held, self._saving = Path(workdir), held, None
         policies = [preserve.LatestN(keep_last) if keep_last else preserve.PreserveAll()]
         if keep_best:
             value = lambda metrics: metrics["value"]
@@ -113,16 +124,22 @@ class Checkpoints:
         Args:
           meta: JSON: what else the run must remember.
           value: the validation value that "best" goes by; larger is better.
+
+        Raises what went wrong with the save before this one.
         """
         step = int(state.step)
+        self._finish()
         if step in self.steps:
             return
         items = {"params": state.params, "optimizer": _rest(state), "meta": meta}
         if state.ema is not None:
             items["ema"] = state.ema
         metrics = None if value is None else {"value": value}
+        if self._held is not None:
+            self._held.confirm()
         bucket.publish(self._workdir)  # first: what belongs to a checkpoint is there before it
-        self._orbax.save_checkpointables_async(step, items, force=True, metrics=metrics)
+        how = dict(force=True, metrics=metrics)
+        self._saving = self._orbax.save_checkpointables_async(step, items, **how)
 
     def save_weights(self, step: int, params, meta: dict) -> None:
         """Write parameters alone: enough to translate with and to start another run from."""
@@ -138,16 +155,16 @@ class Checkpoints:
         Returns:
           The state and its `meta`.
         """
+        step = self.steps[-1] if step is None else step
         wanted = {"params": like.params, "optimizer": _rest(like), "meta": None}
         if like.ema is not None:
             wanted["ema"] = like.ema
-        if "optimizer" not in self._items(step):
+        if "optimizer" not in self._items(step) and "data" not in self.meta(step):
             raise ValueError(
                 f"{self._orbax.directory} holds averaged parameters alone; "
                 "to train on, start a new workdir with --config.init_from"
             )
-        self._check(step, "params", like.params)
-        found = self._orbax.load_checkpointables(step, wanted)
+        found = self._read(step, wanted)
         rest = found["optimizer"]
         state = like.replace(params=found["params"], ema=found.get("ema"), **rest)
         return state, found["meta"]
@@ -158,41 +175,130 @@ class Checkpoints:
         Args:
           like: tree of `jax.ShapeDtypeStruct`s with shardings.
         """
+        step = self.steps[-1] if step is None else step
         name = "ema" if "ema" in self._items(step) else "params"
-        self._check(step, name, like)
-        return self._orbax.load_checkpointables(step, {name: like})[name]
+        return self._read(step, {name: like})[name]
 
     def meta(self, step: int | None = None) -> dict:
         """The JSON beside a checkpoint."""
-        return self._orbax.load_checkpointables(step, {"meta": None})["meta"]
+        step = self.steps[-1] if step is None else step
+        return self._read(step, {"meta": None})["meta"]
 
-    def _items(self, step):
-        return self._orbax.checkpointables_metadata(step).metadata
+    def _items(self, step: int) -> dict[str, Any]:
+        """The shapes of what a checkpoint holds, by its name; of what is damaged, nothing."""
+        try:
+            return dict(self._orbax.checkpointables_metadata(step).metadata)
+        except _UNREADABLE as error:
+            _pass_on(error)
+            return {}
 
-    def _check(self, step, name, like) -> None:
+    def _read(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Load items of a checkpoint, laid out as `wanted` says.
+
+        Raises:
+          ValueError: it is damaged, or holds parameters of other shapes.
+        """
+        items = self._items(step)
+        for name, like in wanted.items():
+            if name not in items:
+                raise ValueError(self._damaged(step, wanted, f"{name} is missing"))
+            if name in ("params", "ema"):
+                stored = _shapes(items[name])
+                if not stored:
+                    raise ValueError(self._damaged(step, wanted, f"{name} cannot be read"))
+                self._check(stored, _shapes(like))
+        try:
+            return self._orbax.load_checkpointables(step, wanted)
+        except _UNREADABLE as error:
+            _pass_on(error)
+            rest, stored = wanted.get("optimizer"), _shapes(items.get("optimizer"))
+            if rest is not None and stored and len(stored) != len(jax.tree.leaves(rest)):
+                raise  # it is of another optimiser
+            bad = next((n for n in wanted if not self._loads(step, {n: wanted[n]})), "an item")
+            raise ValueError(self._damaged(step, wanted, f"{bad} cannot be read")) from error
+
+    def _loads(self, step: int, wanted: dict[str, Any]) -> bool:
+        if jax.process_count() > 1:  # that is done by all at once, and here one may be alone
+            return True
+        try:
+            self._orbax.load_checkpointables(step, wanted)
+        except _UNREADABLE:
+            return False
+        return True
+
+    def _check(self, stored: dict[str, tuple], wanted: dict[str, tuple]) -> None:
         # Orbax names no parameter when shapes differ, and pads silently when not strict.
-        shape = lambda tree: {
-            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        stored, wanted = shape(self._items(step)[name]), shape(like)
-        if stored != wanted:
-            differ = sorted(k for k in stored | wanted if stored.get(k) != wanted.get(k))
-            shown = "; ".join(f"{k}: saved {stored.get(k)}, model {wanted.get(k)}" for k in differ)
-            raise ValueError(f"checkpoint {self._orbax.directory} does not fit the model: {shown}")
+        differ = sorted(k for k in stored | wanted if stored.get(k) != wanted.get(k))
+        if differ:
+            shown = [f"{k}: saved {stored.get(k)}, model {wanted.get(k)}" for k in differ[:4]]
+            shown += [f"and {len(differ) - 4} more"] if len(differ) > 4 else []
+            where = self._orbax.directory
+            raise ValueError(f"checkpoint {where} does not fit the model: {'; '.join(shown)}")
+
+    def _damaged(self, step: int, wanted: dict[str, Any], why: str) -> str:
+        """A line that says what is wrong with a checkpoint, and which ones to take instead."""
+        where = self._orbax.directory / str(step)
+        if not where.exists():
+            return f"{where}: was removed while it was read, as a run does that saves; try again"
+        others = [each for each in reversed(self.steps) if each != step]
+        intact = list(itertools.islice((n for n in others if self._is_intact(n, wanted)), 3))
+        if not intact:
+            return f"checkpoint {where} is damaged ({why}), and no other one here is intact"
+        names = " and ".join(map(str, sorted(intact)))
+        return (
+            f"checkpoint {where} is damaged ({why}); intact: {names}; take --step={intact[0]}, or "
+            "move that folder away and the run goes on from there"
+        )
+
+    def _is_intact(self, step: int, wanted: dict[str, Any]) -> bool:
+        """Whether a checkpoint has all items, and those wanted can be read."""
+        items = self._items(step)
+        whole = all(_shapes(items.get(name)) for name in {"params", "meta", *wanted})
+        return whole and self._loads(step, wanted)
 
     def wait(self) -> None:
         """Block until the last save is on disk; raises what went wrong with it."""
+        self._finish()
         self._orbax.wait()
 
+    def _finish(self) -> None:
+        # A response that is not asked for its result keeps a thread and an event loop for good.
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
     def close(self) -> None:
-        self._orbax.close()
+        """Wait for the last save, and let go of threads and files."""
+        try:
+            self._finish()
+        finally:
+            self._orbax.close()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
         self.close()
+
+
+# What Orbax raises where a file is missing, cut short or full of zeros.
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OSError)
+# Words of TensorStore and XLA where the storage or the memory is at fault, and not the file.
+_ELSEWHERE = re.compile("UNAVAILABLE|DEADLINE|PERMISSION|UNAUTHENTICATED|RESOURCE_EXHAUSTED")
+
+
+def _pass_on(error: Exception) -> None:
+    """Raise an error again that says nothing about the files."""
+    if isinstance(error, PermissionError) or _ELSEWHERE.search(str(error)):
+        raise error
+
+
+def _shapes(tree) -> dict[str, tuple]:
+    """{"encoder/layers/...": shape} of arrays, or of what Orbax knows of them."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(getattr(leaf, "shape", ()))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _rest(state: TrainState) -> dict:

@@ -30,6 +30,7 @@ from tfx import (
     checkpoint,
     flops,
     hosts,
+    lock,
     metrics,
     models,
     optim,
@@ -238,35 +239,41 @@ def train(config: Config, directory: str, provenance: dict | None = None, profil
     """
     values = {"tfx": tfx.__version__} | configs.flatten(configs.to_dict(config))
     hosts.agree(values, "start all of them with the same tfx and config")
-    new = not (bucket.place(directory) / "config.json").exists()
-    mesh, directory = hosts.in_turn(lambda: claim(config, directory, provenance))
-    start = {f"{bucket.home(directory)}/starts.jsonl": workdir.last_start(directory)}
-    hosts.agree(start, "the workdir has to be one directory, shared by all of them")
-    keep = dataclasses.asdict(config.checkpoint)
-    keep.pop("every")
-    with (
-        bucket.published(directory),
-        jax.set_mesh(mesh),
-        hosts.stop_requests() as stopping,
-        metrics.Screen(config.train.steps, quiet=not hosts.leads()) as screen,
-        checkpoint.Checkpoints(directory, **keep) as checkpoints,
-    ):
-        with workdir.given_back(directory, new and hosts.leads()):
-            planned = checkpoints.meta().get("multiple", 0) if checkpoints.steps else 0
-            parts = put_together(config, directory, mesh, screen.say, planned)
-            state, memory = first_state(config, parts, mesh, checkpoints, screen.say)
-        watch = hosts.in_turn(lambda: validate.make(config, parts, directory, mesh, screen.say))
-        mine = directory if hosts.leads() else None
+    with lock.Lock(directory, "train") as held:
+        new = not (bucket.place(directory) / "config.json").exists()
+        mesh, directory = hosts.in_turn(lambda: claim(config, directory, provenance, held))
+        start = {f"{bucket.home(directory)}/starts.jsonl": workdir.last_start(directory)}
+        hosts.agree(start, "the workdir has to be one directory, shared by all of them")
+        keep = dataclasses.asdict(config.checkpoint)
+        keep.pop("every")
         with (
-            metrics.Writer(mine, int(state.step)) as writer,
-            metrics.Profile(mine, bucket.home(directory), profile, screen.say) as trace,
+            bucket.published(directory),
+            jax.set_mesh(mesh),
+            hosts.stop_requests() as stopping,
+            metrics.Screen(config.train.steps, quiet=not hosts.leads()) as screen,
+            checkpoint.Checkpoints(directory, **keep, held=held) as checkpoints,
         ):
-            shown = writer, screen, trace
-            return _loop(config, parts, mesh, state, memory, watch, checkpoints, shown, stopping)
+            with workdir.given_back(directory, new and hosts.leads()):
+                planned = checkpoints.meta().get("multiple", 0) if checkpoints.steps else 0
+                parts = put_together(config, directory, mesh, screen.say, planned)
+                state, memory = first_state(config, parts, mesh, checkpoints, screen.say)
+            watch = hosts.in_turn(lambda: validate.make(config, parts, directory, mesh, screen.say))
+            mine = directory if hosts.leads() else None
+            with (
+                metrics.Writer(mine, int(state.step)) as writer,
+                metrics.Profile(mine, bucket.home(directory), profile, screen.say) as trace,
+            ):
+                shown = writer, screen, trace
+                return _loop(
+                    config, parts, mesh, state, memory, watch, checkpoints, shown, stopping
+                )
 
 
-def claim(config: Config, directory: str, provenance: dict | None) -> tuple[Any, Path]:
-    """The mesh, and the workdir, taken up by the process that leads; before anything is built."""
+def claim(
+    config: Config, directory: str, provenance: dict | None, held: lock.Lock
+) -> tuple[Any, Path]:
+    """The mesh, and the workdir, locked and taken up by the process that leads; before anything is
+    built."""
     if getattr(config.model, "head", "") == "none":
         heads = " or ".join(assemble.objective(config).HEADS)
         raise ValueError(f"model.head = none: there is nothing to train; set it to {heads}")
@@ -276,8 +283,11 @@ def claim(config: Config, directory: str, provenance: dict | None) -> tuple[Any,
     # A start whose text is not there leaves no workdir behind.
     for split in ("train", "valid") if config.eval.every or config.eval.bleu_every else ("train",):
         assemble.corpora(config, split)
-    take = partial(workdir.prepare, config=config, provenance=provenance)
-    return mesh, (take if hosts.leads() else bucket.local)(directory)
+    if not hosts.leads():
+        return mesh, bucket.local(directory)
+    workdir.check_place(directory)
+    held.acquire()
+    return mesh, workdir.prepare(directory, config, provenance)
 
 
 def _loop(config, parts, mesh, state, memory, watch, checkpoints, shown, stopping) -> dict:

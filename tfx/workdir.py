@@ -11,19 +11,21 @@ then `prepare` returns its mirror on this machine (tfx/bucket.py).
 import contextlib
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import tfx
-from tfx import bucket
+from tfx import bucket, records
 from tfx import config as configs
 from tfx.schema import Config
 
+FOLDERS = ("checkpoints", "data", "tensorboard")
+FILES = ("config.json", "overrides.txt", "starts.jsonl", "tokenizer.json")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
 
 
@@ -42,6 +44,7 @@ def prepare(
       ValueError: the directory cannot be written, or holds another run; see
         `tfx.config.MAY_CHANGE` for what may differ.
     """
+    check_place(directory)
     check(directory, config)
     path = bucket.local(directory).absolute()
     provenance = {"argv": [], "overrides": {}} | (provenance or {})
@@ -52,8 +55,7 @@ def prepare(
         path.mkdir(parents=True, exist_ok=True)
         _write(path / "overrides.txt", "".join(f"{line}\n" for line in overrides))
         _write(path / "config.json", configs.to_json(config))
-        with (path / "starts.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(start | versions()) + "\n")
+        records.append(path / "starts.jsonl", [start | versions()])
     except OSError as error:
         raise ValueError(f"{path}: cannot write here ({error.strerror})") from error
     bucket.publish(path)
@@ -73,6 +75,29 @@ def check(directory: str | os.PathLike, config: Config) -> None:
         raise ValueError(f"{path}: holds another run: {shown}{more}; choose another workdir")
 
 
+def check_place(directory: str | os.PathLike) -> None:
+    """Refuse a directory that no run can live in; what is there stays as it is.
+
+    Raises:
+      ValueError: it cannot be written, or what the run keeps there is no folder, or no file.
+    """
+    path = bucket.home(directory)
+    if not isinstance(path, Path):
+        return  # a bucket says so by itself, when it is opened
+    try:
+        there = next(each for each in (path, *path.parents) if each.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path}: cannot write here ({error.strerror})") from error
+    for name in FOLDERS:
+        if (path / name).exists() and not (path / name).is_dir():
+            raise ValueError(f"{path / name}: a file where the run keeps a folder; move it away")
+    for name in FILES:
+        if (path / name).is_dir():
+            raise ValueError(f"{path / name}: a folder where the run keeps a file; move it away")
+
+
 @contextlib.contextmanager
 def given_back(directory: Path, new: bool):
     """A start that is refused in here leaves a `new` workdir to whoever comes next: without a
@@ -88,7 +113,8 @@ def given_back(directory: Path, new: bool):
 def last_start(directory: str | os.PathLike) -> str:
     """The last line of starts.jsonl; empty where there is none."""
     path = Path(directory) / "starts.jsonl"
-    return path.read_text("utf-8").splitlines()[-1] if path.exists() else ""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return lines[-1].decode(errors="replace") if lines else ""
 
 
 def read_config(directory: str | os.PathLike) -> Config:
@@ -137,9 +163,8 @@ def progress(directory: str | os.PathLike) -> tuple[int, dict[str, Any] | None]:
     whole = lambda saved: isinstance(saved, Path) or (saved / "commit_success.txt").exists()
     found = [saved for saved in path.glob("checkpoints/*") if saved.name.isdigit()]
     steps = [int(saved.name) for saved in found if whole(saved)]
-    scores = path / "scores.jsonl"
-    lines = scores.read_text("utf-8").splitlines() if scores.exists() else []
-    rows = [row for row in map(json.loads, lines) if row.get("main", row["metric"] == "bleu")]
+    scored, _ = records.read(path / "scores.jsonl")
+    rows = [row for row in scored if row.get("main", row.get("metric") == "bleu")]
     return max(steps, default=0), rows[-1] if rows else None
 
 
