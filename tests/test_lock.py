@@ -1,5 +1,6 @@
 """One process at a time writes in a place, whoever comes; and who is gone keeps nobody out."""
 
+import contextlib
 import json
 import os
 import signal
@@ -34,6 +35,13 @@ def holder(tmp_path):
     process.communicate()
 
 
+@contextlib.contextmanager
+def holding(directory, seconds=0.0, path=None):
+    with lock.Lock(directory, "train", path) as held:
+        held.acquire(seconds)
+        yield held
+
+
 def left(directory, age, **changes):
     """A lock of another machine, whose last sign of life is so old."""
     holder = lock._here() | {
@@ -53,15 +61,27 @@ def names(directory):
 
 
 def test_a_lock_is_there_while_it_is_held(tmp_path):
-    with lock.writing(tmp_path / "new", "average"):
+    with holding(tmp_path / "new"):
         holder = json.loads((tmp_path / "new" / lock.NAME).read_text())
-        assert (holder["verb"], holder["pid"]) == ("average", os.getpid())
-        with pytest.raises(lock.Held, match=f"average .process {os.getpid()} on host"):
+        assert (holder["verb"], holder["pid"]) == ("train", os.getpid())
+        with pytest.raises(lock.Held, match=f"tfx train .process {os.getpid()} on host"):
             lock.check(tmp_path / "new")
     assert names(tmp_path / "new") == []
     lock.check(tmp_path / "new")
     lock.check(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_is_made_is_locked_before_it_is_there(tmp_path):
+    with lock.making(tmp_path / "new", "average"):
+        assert names(tmp_path) == [".new.lock"]
+        with pytest.raises(lock.Held, match=r"new: tfx average \(process"):
+            lock.check(tmp_path / "new")
+        with pytest.raises(lock.Held), lock.making(tmp_path / "new", "import"):
+            pytest.fail("two make one thing")
+        with lock.making(tmp_path / "other", "average"):
+            pass
+    assert names(tmp_path) == []
 
 
 def test_a_holder_that_lives_is_named_at_once(holder, tmp_path):
@@ -96,7 +116,7 @@ def test_the_number_of_a_dead_process_may_be_that_of_another_one(tmp_path):
     """Of this one, which began at another time."""
     holder = lock._here() | {"verb": "train", "token": "theirs", "born": "1"}
     (tmp_path / lock.NAME).write_text(json.dumps(holder))
-    with lock.writing(tmp_path, "train"):
+    with holding(tmp_path):
         pass
 
 
@@ -107,7 +127,7 @@ def test_a_damaged_lock_is_one_of_somebody_until_its_lease_is_over(text, tmp_pat
     with pytest.raises(lock.Held, match="another process"):
         lock.check(tmp_path)
     os.utime(path, (time.time() - lock.LEASE - 1,) * 2)
-    with lock.writing(tmp_path, "train"):
+    with holding(tmp_path):
         pass
 
 
@@ -116,7 +136,7 @@ def test_on_other_machines_signs_of_life_count(tmp_path, caplog):
     with pytest.raises(lock.Held, match="on host far"):
         lock.Lock(tmp_path, "train").acquire()
     left(tmp_path, lock.LEASE + 1)
-    with lock.writing(tmp_path, "train"):
+    with holding(tmp_path):
         assert "on host far" in caplog.text
 
 
@@ -129,7 +149,7 @@ def test_who_is_neither_fresh_nor_gone_is_waited_for(tmp_path, monkeypatch, capl
     assert "waiting 104 s for a sign of life of tfx train" in caplog.text
     left(tmp_path, lock.LEASE - 0.5)
     began = time.monotonic()
-    with lock.writing(tmp_path, "train"):
+    with holding(tmp_path):
         assert time.monotonic() - began > 0.4
 
 
@@ -158,12 +178,13 @@ def test_who_was_taken_over_saves_nothing_more_and_leaves_the_lock_alone(tmp_pat
 
 
 def test_somebody_may_wait_for_a_short_work(tmp_path):
-    first = lock.Lock(tmp_path, "eval", ".scores.lock")
+    path = lock.inside(tmp_path, ".scores.lock")
+    first = lock.Lock(tmp_path, "eval", path)
     first.acquire()
     threading.Timer(0.3, first.release).start()
-    with lock.writing(tmp_path, "eval", ".scores.lock", seconds=20):
+    with holding(tmp_path, 20, path):
         pass
-    with lock.writing(tmp_path, "eval", ".scores.lock"), lock.writing(tmp_path, "train"):
+    with holding(tmp_path, path=path), holding(tmp_path):
         pass  # which are two locks
 
 
@@ -200,7 +221,7 @@ def test_of_many_that_start_at_once_one_wins(stale, tmp_path):
 ENDED = """
 import sys, time
 from tfx import lock
-with lock.writing(sys.argv[1], "average"):
+with lock.making(sys.argv[1] + "/new", "average"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -228,6 +249,6 @@ def test_a_file_system_without_links_will_do(tmp_path, monkeypatch):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", link)
-    with lock.writing(tmp_path, "train"), pytest.raises(lock.Held):
+    with holding(tmp_path), pytest.raises(lock.Held):
         lock.Lock(tmp_path, "train").acquire()
     assert names(tmp_path) == []

@@ -162,7 +162,16 @@ def test_a_workdir_of_another_run_is_refused_with_the_difference(capsys, run):
 
 def test_only_how_answers_are_made_may_change_after_training(capsys, run):
     expected = "optim.lr: is fixed once a run is trained; only decode.* may change"
-    assert error(capsys, "translate", f"--workdir={run}", "--config.optim.lr=1") == expected
+    text = error(capsys, "translate", f"--workdir={run}", "--config.optim.lr=1")
+    assert text.startswith(f"{expected}, and what describes the machine: mesh.*, ")
+    for verb in (
+        "score --source={0} --target={0}",
+        "average --out=new --last=1",
+        "export --to=new",
+    ):
+        verb, *words = verb.format(Path(run, "config.json")).split()
+        text = error(capsys, verb, f"--workdir={run}", *words, "--config.decode.beam=1")
+        assert "decode.beam: is fixed once a run is trained; only what describes the" in text
     text = error(capsys, "eval", f"--workdir={run}", "--config.optim.lr=1")
     assert text.startswith(expected.removesuffix(" may change") + ", data.*")
     text = error(capsys, "eval", f"--workdir={run}", "--config.decode.beam=0")
@@ -282,7 +291,7 @@ EMPTY = translate.Hypothesis("", 0.0)
 @pytest.fixture
 def echo(monkeypatch):
     loaded = []
-    load = lambda *given: loaded.append(given) or Echo()
+    load = lambda *given, config: loaded.append(given) or Echo()
     module(monkeypatch, "translate", load=load, Hypothesis=translate.Hypothesis)
     return loaded
 
@@ -331,7 +340,7 @@ def test_average_takes_the_last_or_the_best(monkeypatch, run):
     calls = []
     module(monkeypatch, "translate", average=lambda *given, **kinds: calls.append((given, kinds)))
     assert main(["average", f"--workdir={run}", "--out=new", "--best=3"]) == 0
-    assert calls == [((run, "new"), {"last": 0, "best": 3})]
+    assert calls == [((run, "new"), {"last": 0, "best": 3, "config": workdir.read_config(run)})]
 
 
 def test_config_marks_what_was_overridden(capsys, run):

@@ -117,6 +117,11 @@ def build_model(config: Config, ids):
             f"model.vocab = {config.model.vocab}: the tokenizer has {pieces:,} pieces; "
             "put the one beside it that the model was trained with, or set model.vocab = 0"
         )
+    return model_for(config, source, target)
+
+
+def model_for(config: Config, source: int, target: int):
+    """The model of a config, for so many pieces a side."""
     runtime = dict(vocab=config.model.vocab or target, dtype=config.train.dtype)
     if hasattr(config.model, "source_vocab"):
         runtime["source_vocab"] = config.model.vocab or source

@@ -10,7 +10,6 @@ import contextlib
 import inspect
 import keyword
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from absl import flags
 
 import tfx
 from tfx import config as configs
+from tfx import terminal
 
 # Annotations of a flag: its type, what stands for its value in the help, the help.
 Spec = Annotated[str, "FILE[:ARG]", "a config file, or a built-in one by its name"]
@@ -42,14 +42,14 @@ def run(verbs: Mapping[str, Callable], words: Sequence[str]) -> int:
         with _warnings():
             return _run(verbs, [w for w in ours if w != "--debug"] + words[len(ours) :]) or 0
     except BrokenPipeError:  # the reader, such as `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        terminal.mute(sys.stdout)
         return 1
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError) as error:
         if debug or not _about_input(error):
             raise
-        print(f"error: {_line(error)}", file=sys.stderr)
+        terminal.tell(f"error: {_line(error)}")
         return 2
 
 

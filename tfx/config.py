@@ -386,6 +386,27 @@ MAY_CHANGE = (
 )
 
 
+# What describes the machine, and binds no trained model: whoever uses one may change it.
+MACHINE = (
+    *("mesh.", "hardware", "batch.", "decode.tokens", "train.dtype"),
+    *("model.kernel", "model.scan", "model.remat"),
+)
+
+
+def machine(config: Config, other: Config) -> dict[str, Any]:
+    """{key: value} of MACHINE where another config differs from one."""
+    flat = (flatten(to_dict(each)) for each in (config, other))
+    return {key: value for key, _, value in diff(*flat) if key.startswith(MACHINE)}
+
+
+def on_machine(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The config of a trained model, to use it with such changes. Which attention kernel trained
+    it says nothing about those that run here, so that is chosen anew."""
+    chosen = thaw(config)
+    chosen.update_from_flattened_dict({"model.kernel": "auto"} | dict(changes))
+    return freeze(chosen)
+
+
 def decides(config: Config) -> dict[str, Any]:
     """{key: value} of all that decides the parameters after a given step."""
     keep = "train.steps" if config.optim.schedule in ("linear", "cosine") else None

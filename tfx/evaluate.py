@@ -3,14 +3,25 @@ of scores.jsonl, each with a signature that says what was measured."""
 
 import dataclasses
 import hashlib
-import json
 import time
 from pathlib import Path
 
 import jax
 
 import tfx
-from tfx import assemble, bucket, hosts, objectives, predict, scores, translate, validate, workdir
+from tfx import (
+    assemble,
+    bucket,
+    hosts,
+    lock,
+    objectives,
+    predict,
+    records,
+    scores,
+    translate,
+    validate,
+    workdir,
+)
 from tfx.config import Config, fingerprint
 from tfx.objectives import causal_lm
 from tfx.predict import Asked, Outcome
@@ -46,7 +57,8 @@ def evaluate(
     values = dataclasses.asdict(how) | dict(tfx=tfx.__version__, config=fingerprint(config))
     values |= dict(split=split, step=step, average=average)
     hosts.agree(values, "start all of them with the same words, on one workdir that they share")
-    run = dataclasses.replace(translate.load(directory, step, average), config=config)
+    run = translate.load(directory, step, average, config=config)
+    run = dataclasses.replace(run, config=config)
     task = TASKS.get(assemble.objective(config).ROWS) or predict.task(config)
     found = task(Asked(run, split, how, directory))
     common = {
@@ -69,6 +81,13 @@ def evaluate(
 
 def write_down(directory: Path, config: Config, found: Outcome, common: dict, say) -> list[dict]:
     """Keep the answers, append the rows; `common` is what all rows share."""
+    # A run may train there meanwhile; only evaluations wait for each other.
+    with lock.Lock(directory, "eval", lock.inside(directory, ".scores.lock")) as held:
+        held.acquire(seconds=60)
+        return _write_down(directory, config, found, common, say)
+
+
+def _write_down(directory: Path, config: Config, found: Outcome, common: dict, say) -> list[dict]:
     bucket.pull(directory)  # rows of evaluations that ended meanwhile
     split, step, average = (common[key] for key in ("split", "step", "averaged"))
     name = f"{split}.{step}" + (f".average{average}" if average else "")
@@ -80,8 +99,7 @@ def write_down(directory: Path, config: Config, found: Outcome, common: dict, sa
         kept.write_text(text, encoding="utf-8", newline="\n")
     # The main measure of an evaluation is what `tfx list` shows.
     rows = [row | common | {"main": not n} for n, row in enumerate(found.rows)]
-    with (directory / "scores.jsonl").open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    records.append(directory / "scores.jsonl", rows)
     kind = "synthetic held-out " if common["synthetic"] else ""
     unit = "pairs" if pairs else "rows"
     what = f"{len(found.lines):,} {kind}{unit} of {split}" if found.lines else f"{kind}{split}"

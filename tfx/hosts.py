@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tfx import terminal
+
 JOINING = 300  # seconds that processes wait for each other at the start
 LEAVING = 60  # and at the end: an error in one of them ends all of them after that time
 INSISTED = 5  # that a process still gets after a second signal
+PATIENT = 5  # before it is said who is waited for
+ASKING = (signal.SIGTERM, signal.SIGINT)  # signals by which somebody asks a process to end
 
 
 class Stopped(Exception):
@@ -72,14 +77,12 @@ def join(
     if distributed == "off":
         return
     if coordinator and process_id == 0:
-        try:
-            socket.create_server(("", int(port))).close()
-        except OSError as error:  # JAX would crash on a port that is taken
-            why = f"process 0 cannot listen: {error.strerror}"
-            raise ValueError(f"--coordinator={coordinator}: {why}") from error
+        _check_port(coordinator)
     # Orbax would save, but not stop, at this service's word; `stop_requests` does both.
     jax.config.update("jax_enable_preemption_service", False)
-    with _deadline(seconds, lambda: _missing(coordinator, num_processes, seconds)):
+    leave = partial(_leave, coordinator, num_processes, seconds)
+    tell = partial(_tell_who_is_missing, coordinator, num_processes, process_id, seconds)
+    with _timer(seconds, leave), _timer(PATIENT, tell):
         try:
             jax.distributed.initialize(
                 coordinator or None,
@@ -98,28 +101,57 @@ def join(
                 ) from error
 
 
-def _missing(coordinator: str, num_processes: int, seconds: float) -> str:
-    """Why this process is still alone."""
-    host, _, port = coordinator.rpartition(":")
-    why = f"not all {num_processes or 'of the'} processes came"
-    if coordinator:
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-        except socket.gaierror:
-            why = f"{host} is no known host"
-        except OSError as error:
-            why = f"process 0 does not answer there ({error.strerror or error})"
+def _check_port(coordinator: str) -> None:
+    try:
+        socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
+    except OSError as error:  # JAX would crash on a port that is taken
+        why = f"process 0 cannot listen: {error.strerror}"
+        raise ValueError(f"--coordinator={coordinator}: {why}") from error
+
+
+def _leave(coordinator: str, num_processes: int, seconds: float) -> None:
+    """End this process, with a line that says why it is still alone."""
+    why = _unreachable(coordinator) or f"not all {num_processes or 'of the'} processes came"
     where = f"--coordinator={coordinator}" if coordinator else "cannot join the run"
-    return f"{where}: {why} within {seconds:g} s; check that every process starts with the same one"
+    fix = "check that every process starts with the same one"
+    terminal.tell(f"error: {where}: {why} within {seconds:g} s; {fix}")
+    os._exit(2)
+
+
+def _tell_who_is_missing(
+    coordinator: str, num_processes: int, process_id: int, seconds: float
+) -> None:
+    """Print a line that says for whom this process waits."""
+    why = _unreachable(coordinator) if process_id > 0 else ""
+    several = [n for n in range(1, num_processes) if n != process_id]
+    missing = [0] if why or not several else several
+    shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+    others = f"process {shown}" if len(missing) == 1 else f"processes {shown}"
+    if not num_processes or process_id < 0:
+        others = "the other processes of the run"
+    where = f" at {coordinator}" if coordinator else ""
+    here = f"process {process_id}" if process_id >= 0 else "this process"
+    reason = f"; {why}" if why else ""
+    terminal.tell(f"{here} waits for {others} to join{where}, {seconds:g} s at most{reason}")
+
+
+def _unreachable(coordinator: str) -> str:
+    """Why process 0 cannot be reached; empty where it can, or it is not known where."""
+    host, _, port = coordinator.rpartition(":")
+    try:
+        if coordinator:
+            socket.create_connection((host, int(port)), timeout=5).close()
+    except socket.gaierror:
+        return f"{host} is no known host"
+    except OSError as error:
+        return f"process 0 does not answer there ({error.strerror or error})"
+    return ""
 
 
 @contextlib.contextmanager
-def _deadline(seconds: float, why: Callable[[], str]):
-    def end():
-        print(f"error: {why()}", file=sys.stderr, flush=True)
-        os._exit(2)
-
-    timer = threading.Timer(seconds, end)
+def _timer(seconds: float, act: Callable[[], None]):
+    """Call a function from another thread if the block is still open then."""
+    timer = threading.Timer(seconds, act)
     timer.daemon = True
     timer.start()
     try:
@@ -202,8 +234,11 @@ def watchdog(seconds: float):
 
 @contextlib.contextmanager
 def stop_requests():
-    """While open, SIGTERM and SIGINT only set a flag; a second one acts as it would without this,
-    and `INSISTED` seconds later the process ends, whatever it is waiting for.
+    """While open, SIGTERM, SIGINT and SIGHUP only set a flag; a second SIGTERM or SIGINT acts as it
+    would without this, and `INSISTED` seconds later the process ends, whatever it is waiting for.
+
+    A terminal that is closed may send SIGHUP twice, and what ends a session SIGTERM too: SIGHUP
+    never counts as a first or second word of a person. Where it is ignored (nohup), it stays so.
 
     A handler that raised would tear the step or the save that is running. Yields a
     function that returns the signal's number, or 0; of several processes, each has to call it
@@ -213,13 +248,15 @@ def stop_requests():
 
     def handle(number, frame):
         received.append(number)
-        for each, previous in old.items():
-            signal.signal(each, previous)
+        for each in ASKING if number in ASKING else ():
+            signal.signal(each, old[each])
 
     old, told = {}, _everywhere()
     with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ASKING:
             old[number] = signal.signal(number, handle)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            old[signal.SIGHUP] = signal.signal(signal.SIGHUP, handle)
     try:
         with _insistence() if old else contextlib.nullcontext():
             yield lambda: told(received[0] if received else 0)
@@ -238,7 +275,7 @@ def _insistence():
     def listen():
         heard = []
         while len(heard) < 2 and (number := os.read(ear, 1)):
-            heard += {*number} & {signal.SIGTERM, signal.SIGINT}
+            heard += {*number} & {*ASKING}
         os.close(ear)
         if len(heard) == 2 and not over.wait(INSISTED):
             os._exit(128 + heard[1])

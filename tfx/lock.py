@@ -7,7 +7,7 @@ other machines, which share the directory or the bucket, a lock without a sign o
 seconds is taken over. Ages are measured by the clock of the file system, never by those of two
 machines.
 
-    with lock.writing("runs/averaged", "average"): ...
+    with lock.making("runs/averaged", "average"): ...
 """
 
 import contextlib
@@ -55,11 +55,12 @@ class Lock:
     Args:
       directory: the workdir, or its mirror; made where it is missing.
       verb: what the holder does there: "train".
-      name: of the lock, where a directory has several.
+      path: of the lock, by default `inside(directory)`.
     """
 
-    def __init__(self, directory: str | os.PathLike, verb: str, name: str = NAME):
-        self._where, self._place = bucket.home(directory), _place(directory, name)
+    def __init__(self, directory: str | os.PathLike, verb: str, path: Path | None = None):
+        self._where = bucket.home(directory)
+        self._place = _place(path or inside(directory))
         self._me = _here() | {"verb": verb, "token": secrets.token_hex(8)}
         self._beating, self._over = None, threading.Event()
 
@@ -163,14 +164,23 @@ class Lock:
                 self._place.remove(found)
 
 
+def inside(directory: str | os.PathLike, name: str = NAME) -> Path:
+    """Where the lock of a workdir lies."""
+    return bucket.home(directory) / name
+
+
+def beside(directory: str | os.PathLike) -> Path:
+    """Where the lock of a directory lies that is not there yet."""
+    where = bucket.home(directory)
+    return where.parent / f".{where.name}{NAME}"
+
+
 @contextlib.contextmanager
-def writing(
-    directory: str | os.PathLike, verb: str, name: str = NAME, seconds: float = 0.0
-) -> Iterator[None]:
-    """Hold a lock as `Lock.acquire` does, and give it back in the end: also where SIGTERM or SIGHUP
-    ends the process, which in here raise SystemExit."""
-    with Lock(directory, verb, name) as held:
-        held.acquire(seconds)
+def making(directory: str | os.PathLike, verb: str) -> Iterator[None]:
+    """Hold the lock of a directory that is to be new, while it is made. It is given back where
+    SIGTERM or SIGHUP ends the process, too, which in here raise SystemExit."""
+    with Lock(directory, verb, beside(directory)) as held:
+        held.acquire()
         with _signals_raise():
             yield
 
@@ -193,14 +203,15 @@ def _signals_raise() -> Iterator[None]:
 
 
 def check(directory: str | os.PathLike) -> None:
-    """Raise Held where `Lock.acquire` would at once; nothing is taken."""
-    place = _place(directory, NAME)
-    found = place.find()
-    if found is None:
-        return
-    lives = _lives_here(found.holder)
-    if lives or (lives is None and place.now() - found.time < FRESH):
-        raise Held(_refusal(bucket.home(directory), found.holder))
+    """Raise Held where another process writes in a directory, or makes it; no lock is taken."""
+    for path in (inside(directory), beside(directory)):
+        place = _place(path)
+        found = place.find()
+        if found is None:
+            continue
+        lives = _lives_here(found.holder)
+        if lives or (lives is None and place.now() - found.time < FRESH):
+            raise Held(_refusal(bucket.home(directory), found.holder))
 
 
 def _refusal(where: Path, holder: dict[str, Any]) -> str:
@@ -278,16 +289,15 @@ def _parsed(text: str | bytes) -> dict[str, Any]:
 # ------------------------------------------------------------------------ where it lies
 
 
-def _place(directory: str | os.PathLike, name: str) -> "_Folder | _Bucket":
-    where = bucket.home(directory)
-    return _Folder(where, name) if isinstance(where, Path) else _Bucket(where, name)
+def _place(path: Path) -> "_Folder | _Bucket":
+    return _Folder(path) if isinstance(path, Path) else _Bucket(path)
 
 
 class _Folder:
     """A lock as a file, on a file system of one machine or of many."""
 
-    def __init__(self, folder: Path, name: str):
-        self._folder, self._path = folder, folder / name
+    def __init__(self, path: Path):
+        self._folder, self._path = path.parent, path
 
     def make(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -367,13 +377,12 @@ class _Folder:
 class _Bucket:
     """A lock as an object of Cloud Storage, written on condition of its generation."""
 
-    def __init__(self, place: Path, name: str):
+    def __init__(self, path: Path):
         from google.cloud import storage
 
-        self._url = f"{place}"
-        holder, _, path = self._url.removeprefix("gs://").partition("/")
+        self._url = f"{path.parent}"
+        holder, _, self._name = f"{path}".removeprefix("gs://").partition("/")
         self._bucket = storage.Client().bucket(holder)
-        self._name = f"{path}/{name}".lstrip("/")
 
     def make(self) -> None:
         """A bucket has no folders."""

@@ -1,7 +1,7 @@
 """The command line: a verb is one short function, its parameters are its flags (tfx/cli.py).
 
-Exit codes: 0 done, 2 wrong input, 128 plus its number for a signal that stopped a run after
-saving, 1 for all else.
+Exit codes: 0 done, 2 wrong input, 128 plus its number for a signal (SIGTERM, SIGINT, SIGHUP) that
+stopped a run after saving, 1 for all else.
 """
 
 import ast
@@ -14,16 +14,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TextIO, get_args
 
-from tfx import cli, schema
+from tfx import cli, lock, schema
 from tfx import config as configs
 from tfx.bucket import place
 from tfx.cli import Coordinator, Distributed, Overrides, Process, Processes, Spec, Step, Workdir
 from tfx.data import text
 from tfx.lab import verbs as lab
-from tfx.workdir import check, find, progress, read_config, read_overrides
+from tfx.terminal import tell
+from tfx.workdir import changed as _changed
+from tfx.workdir import check, check_place, find, progress, read_config, read_overrides
 
 # What may be another for an evaluation than it was in training.
-ANSWERING = ("decode.", "data.", "eval.", "batch.tokens", "objective.n_best", "objective.longest")
+ANSWERING = ("decode.", "data.", "eval.", "objective.n_best", "objective.longest")
 ANSWERING += ("objective.threshold", "objective.stride", "objective.no_answer", "objective.whole")
 
 
@@ -53,6 +55,9 @@ def train(
         raise ValueError("--workdir=DIR is missing: where the run shall live")
     if profile and dry_run:
         raise ValueError(f"--profile={profile}: --dry_run takes no step; leave one of them out")
+    if workdir and not dry_run:  # who is in the way is told before anything is imported
+        lock.check(workdir)
+        check_place(workdir)
     chosen, _ = configs.configure(config, overrides)  # what is wrong with it is wrong on any device
     if workdir and not chosen.hardware:
         check(workdir, chosen)
@@ -73,10 +78,10 @@ def train(
         else:
             training.train(chosen, workdir, {"argv": command, "overrides": changed}, traced)
     except hosts.Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        tell(f"{stopped}")
         return 128 + stopped.signal
     except training.Diverged as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 1
     return 0
 
@@ -135,7 +140,8 @@ def translate(
     overrides = ["--config.decode.method=sample"] * sample + overrides
     overrides = [f"--config.decode.beam={beam}"] * bool(beam) + overrides
     workdirs = workdir.split(",")
-    how = _changed(workdirs[0], overrides, ("decode.",)).decode
+    chosen = _changed(workdirs[0], overrides, ("decode.",))
+    how = chosen.decode
     most = 1 if how.method == "greedy" else how.beam
     if not 1 <= nbest <= most:
         raise ValueError(f"--nbest={nbest}: want 1 to {most}, the width of the search; see --beam")
@@ -148,7 +154,7 @@ def translate(
 
     hosts.keep_memory()
     hosts.keep_compiled()
-    run = translation.load(workdirs, step or None)
+    run = translation.load(workdirs, step or None, config=chosen)
     blank = translation.Hypothesis("", -math.inf)  # an empty line has no second translation
     with _opened(output) as out:
         # Many lines are searched at once; whoever is asked wants an answer to each.
@@ -183,7 +189,7 @@ def generate(
     if tokens < 1:
         raise ValueError(f"--tokens={tokens}: want 1 or more")
     given = ["--config.decode.method=sample", "--config.decode.beam=1", *overrides]
-    how = _changed(workdir, given, ("decode.",)).decode
+    chosen = _changed(workdir, given, ("decode.",))
     prompts = list(text.lines(input)) if input else [prompt.replace("\\n", "\n")]
     from tfx import generate as generation
     from tfx import hosts
@@ -191,8 +197,8 @@ def generate(
 
     hosts.keep_memory()
     hosts.keep_compiled()
-    run = translation.load(workdir, step or None)
-    settings = dataclasses.asdict(how)
+    run = translation.load(workdir, step or None, config=chosen)
+    settings = dataclasses.asdict(chosen.decode)
     for found in generation.continue_texts(run, prompts, tokens, seed, **settings):
         for hypothesis in found:
             print(hypothesis.text)
@@ -222,7 +228,8 @@ def predict(
 
     hosts.keep_memory()
     hosts.keep_compiled()
-    run = dataclasses.replace(translate.load(workdir, step or None), config=chosen)
+    run = translate.load(workdir, step or None, config=chosen)
+    run = dataclasses.replace(run, config=chosen)
     with _opened(output) as out:
         name = "standard input" if input == "-" else input
         for said, probability in prediction.answer_lines(run, lines, name):
@@ -236,6 +243,8 @@ def score(
     target: Annotated[str, "FILE", "their given translations, line for line"],
     output: Annotated[str, "FILE", "where the numbers go, line for line"] = "-",
     step: Step = 0,
+    *,
+    overrides: Overrides,
 ) -> None:
     """Print the log-probability, in nats, that the model gives to each given translation.
 
@@ -247,12 +256,13 @@ def score(
     if len(sources) != len(targets):
         counts = f"{source} has {len(sources):,} lines, {target} has {len(targets):,}"
         raise ValueError(f"{counts}; a target belongs to the source on the same line")
+    chosen = _changed(workdir, overrides)
     from tfx import hosts
     from tfx import translate as translation
 
     hosts.keep_memory()
     hosts.keep_compiled()
-    run = translation.load(workdir, step or None)
+    run = translation.load(workdir, step or None, config=chosen)
     with _opened(output) as out:
         out.writelines(f"{value:.4f}\n" for value in run.score(sources, targets))
 
@@ -262,6 +272,8 @@ def average(
     out: Annotated[str, "DIR", "the new workdir, ready for eval and translate"],
     last: Annotated[int, "N", "the last N checkpoints"] = 0,
     best: Annotated[int, "N", "the N best by the validation value"] = 0,
+    *,
+    overrides: Overrides,
 ) -> None:
     """Average the parameters of several checkpoints of a run into a new workdir.
 
@@ -271,12 +283,13 @@ def average(
     """
     if bool(last) == bool(best):
         raise ValueError("want one of --last=N and --best=N")
+    chosen = _changed(workdir, overrides)
     from tfx import hosts
     from tfx import translate as translation
 
     hosts.keep_memory()
     hosts.keep_compiled()
-    translation.average(workdir, out, last=last, best=best)
+    translation.average(workdir, out, last=last, best=best, config=chosen)
 
 
 def config(
@@ -323,14 +336,14 @@ def list_(workdir: Annotated[str, "DIR", "list the runs in this directory instea
     """
     if workdir:
         for path in find(workdir):
-            run, (step, row) = read_config(path), progress(path)
-            last = "no score"
-            if row:
-                kind, metric = "synthetic " * row.get("synthetic", False), row["metric"]
-                metric = metric.upper() if metric == "bleu" else metric
-                last = f"{metric} {row['score']:.1f} on {kind}{row['split']}"
-            hash = configs.fingerprint(run)
-            print(f"{path}  step {step:,} of {run.train.steps:,}  {last}  {hash}")
+            try:
+                print(f"{path}  {_about(path)}")
+            except (
+                ValueError,
+                OSError,
+                RecursionError,
+            ) as error:  # one that is damaged hides no other
+                print(f"{path}  cannot be shown: {' '.join(str(error).split())}")
         return
     from tfx.models import MODELS
     from tfx.objectives import OBJECTIVES
@@ -395,14 +408,15 @@ def _traced(profile: str, config: schema.Config, done: int) -> tuple[int, int]:
     return done + first, done + last
 
 
-def _changed(workdir: str, overrides: list[str], free: tuple[str, ...]) -> schema.Config:
-    """The config of the run in a workdir, with overrides of what is `free` to change."""
-    chosen = configs.thaw(read_config(workdir))
-    for key in configs.override(chosen, overrides):
-        if not key.startswith(free):
-            only = ", ".join(f"{each}*" if each.endswith(".") else each for each in free)
-            raise ValueError(f"{key}: is fixed once a run is trained; only {only} may change")
-    return configs.freeze(chosen)
+def _about(workdir: Path) -> str:
+    """A run in a line: how far it is, how good, and the hash of its config."""
+    run, (step, row) = read_config(workdir), progress(workdir)
+    last = "no score"
+    if row:
+        kind = "synthetic " if row.get("synthetic") else ""
+        metric = row["metric"].upper() if row["metric"] == "bleu" else row["metric"]
+        last = f"{metric} {row['score']:.1f} on {kind}{row.get('split', 'test')}"
+    return f"step {step:,} of {run.train.steps:,}  {last}  {configs.fingerprint(run)}"
 
 
 @contextlib.contextmanager

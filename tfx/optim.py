@@ -165,12 +165,15 @@ def build(config, steps: int, width: int, shapes=None) -> optax.GradientTransfor
       shapes: of the parameters; only `layer_decay` and `frozen` ask for them.
 
     Raises:
-      ValueError: optax has no such optimiser, it takes no weight decay, or `check` refuses.
+      ValueError: optax has no such optimiser, it takes no weight decay or wants what no config
+        says, or `check` refuses.
     """
     make = getattr(optax, config.name, None)
     known = inspect.signature(make).parameters if callable(make) else {}
     if "learning_rate" not in known:
-        raise ValueError(f"optim.name = {config.name!r} is no optimiser of optax; try adam, adamw")
+        near = difflib.get_close_matches(config.name, names(), 1)
+        hint = f"did you mean {near[0]}?" if near else "try adam, adamw"
+        raise ValueError(f"optim.name = {config.name!r} is no optimiser of optax; {hint}")
     settings = {k: getattr(config, k) for k in ("b1", "b2", "eps") if k in known}
     if config.weight_decay:
         decay = next((k for k in ("weight_decay", "weight_decay_rate") if k in known), None)
@@ -183,10 +186,31 @@ def build(config, steps: int, width: int, shapes=None) -> optax.GradientTransfor
         settings |= {decay: config.weight_decay, mask: decayed}
     elif "weight_decay" in known:
         settings["weight_decay"] = 0.0
-    optimiser = make(schedule(config, steps, width), **settings)
+    optimiser = _made(config.name, make, schedule(config, steps, width), settings)
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
     whole = optax.chain(clip, optimiser)
     if config.layer_decay == 1 and not config.frozen:
         return whole
     check(config, shapes)
     return scaled(whole, factors(config, shapes))
+
+
+def names() -> list[str]:
+    """The optimisers of optax that take a learning rate."""
+    lower = (name for name in dir(optax) if name.islower() and not name.startswith(("_", "scale_")))
+    functions = [name for name in lower if callable(getattr(optax, name))]
+    takes = lambda name: "learning_rate" in inspect.signature(getattr(optax, name)).parameters
+    return [name for name in functions if takes(name)]
+
+
+def _made(name: str, make, rate, settings: dict) -> optax.GradientTransformation:
+    """An optimiser that has taken a step in thought, with one matrix: some want more than
+    gradients, parameters and these settings."""
+    param = {"kernel": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
+    try:
+        optimiser = make(rate, **settings)
+        jax.eval_shape(lambda p: optimiser.update(p, optimiser.init(p), p), param)
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"optim.name = {name!r} does not train here ({why}); try adam") from error
+    return optimiser

@@ -51,11 +51,14 @@ def make_mesh(
     if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
         raise Misfit(f"mesh({shown}): sizes are at least 1, and one of them may be -1 (the rest)")
     known = math.prod(s for s in sizes if s != -1)
+    fix = "set one of them to -1"
+    if -1 in sizes:
+        fix = f"{count} is no multiple of {known}: choose other sizes, or --config.mesh=dp"
     sizes = [count // known if s == -1 else s for s in sizes]
     if math.prod(sizes) != count:
         raise Misfit(
             f"mesh({shown}) does not cover the {count} devices: its sizes multiply to "
-            f"{math.prod(sizes)}; set one of them to -1"
+            f"{math.prod(sizes)}; {fix}"
         )
     return Mesh(arrange(devices, sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -88,12 +91,13 @@ def arrange(devices, sizes) -> np.ndarray:
 CALLED = {"D": "model width", "F": "mlp width", "H": "heads", "V": "vocabulary"}
 
 
-def check(boxed_shapes, lengths, mesh: Mesh) -> None:
+def check(boxed_shapes, lengths, mesh: Mesh, unknown: str = "") -> None:
     """Refuse, before anything is compiled, all that the mesh does not divide.
 
     Args:
       boxed_shapes: parameters with their axis letters, as for `of_parameters`.
       lengths: of the texts in a batch, padding counted.
+      unknown: letters whose sizes are not known yet.
 
     Raises:
       Misfit: one line for each size, with the nearest ones that would do.
@@ -104,7 +108,7 @@ def check(boxed_shapes, lengths, mesh: Mesh) -> None:
             cuts += [
                 (f"{CALLED[letter]} {size}", PARAMETERS[letter], size)
                 for letter, size in zip(leaf.names, leaf.value.shape, strict=True)
-                if letter in PARAMETERS
+                if letter in PARAMETERS and letter not in unknown
             ]
     lines = []
     for what, axis, size in sorted({*cuts}):

@@ -279,6 +279,7 @@ def claim(
         raise ValueError(f"model.head = none: there is nothing to train; set it to {heads}")
     adopt.check(config, directory)
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+    check(config, mesh)
     workdir.check(directory, config)
     # A start whose text is not there leaves no workdir behind.
     for split in ("train", "valid") if config.eval.every or config.eval.bleu_every else ("train",):
@@ -288,6 +289,16 @@ def claim(
     workdir.check_place(directory)
     held.acquire()
     return mesh, workdir.prepare(directory, config, provenance)
+
+
+def check(config: Config, mesh) -> None:
+    """Refuse what needs no text to be known: an optimiser that optax has not, patterns that match
+    no parameter, sizes that the mesh does not divide."""
+    pieces = config.model.vocab or config.tokenizer.vocab
+    shapes = models.shapes(assemble.model_for(config, pieces, pieces))
+    optim.build(config.optim, config.train.steps, config.model.width, nn.unbox(shapes))
+    # How many pieces a tokenizer will have learned is not known.
+    sharding.check(shapes, (), mesh, unknown="" if config.model.vocab else "V")
 
 
 def _loop(config, parts, mesh, state, memory, watch, checkpoints, shown, stopping) -> dict:
@@ -416,6 +427,7 @@ class Report:
 def dry_run(config: Config, directory: str | None = None) -> None:
     """Build everything and train nothing: print parameters, shapes, memory, steps an epoch."""
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+    check(config, mesh)
     with (
         jax.set_mesh(mesh),
         tempfile.TemporaryDirectory() as scratch,

@@ -21,7 +21,8 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from tfx import assemble, bucket, checkpoint, decode, models, sharding, workdir
+from tfx import assemble, bucket, checkpoint, decode, hosts, lock, models, sharding, workdir
+from tfx import config as configs
 from tfx.choose import Ids
 from tfx.data import tokenizer as tokenizers
 from tfx.data.tokenizer import Tokenizer
@@ -229,54 +230,116 @@ class Run:
         return jax.jit(partial(_score, self.model), out_shardings=whole)
 
 
-def load(directory: str | Path | Sequence, step: int | None = None, average: int = 0) -> Run:
-    """Open a workdir, or several as an ensemble.
+def load(
+    directory: str | Path | Sequence,
+    step: int | None = None,
+    average: int = 0,
+    config: Config | None = None,
+) -> Run:
+    """Open a workdir, or several as an ensemble, on the devices that are here.
 
     Args:
       step: of the checkpoint; default the best if some were validated, else the last.
       average: use the mean of the last so many checkpoints instead.
+      config: the (first) run's, with other values of what describes the machine
+        (`config.MACHINE`): the mesh, say. By default it is the mesh that a run was trained on, or
+        `dp` where that does not fit.
 
     Raises:
       FileNotFoundError: no run, or no checkpoint there.
-      ValueError: tokenizers of an ensemble differ; no such step.
+      ValueError: tokenizers of an ensemble differ; no such step; the given mesh does not fit.
     """
     directories = [directory] if isinstance(directory, str | Path) else list(directory)
-    runs = [_load_one(bucket.local(d), step, average) for d in directories]
+    places = [bucket.local(each) for each in directories]
+    changes = {} if config is None else configs.machine(workdir.read_config(places[0]), config)
+    opened = [_open(place, changes) for place in places]
+    mesh = _mesh(opened, any(key.startswith("mesh.") for key in changes))
+    runs = [_restored(each, mesh, step, average) for each in opened]
     for path, run in zip(directories, runs, strict=True):
         if run.tokenizer.fingerprint != runs[0].tokenizer.fingerprint:
             raise ValueError(f"{path}: its tokenizer is not that of {directories[0]}; no ensemble")
     return dataclasses.replace(runs[0], others=tuple((r.model, r.params) for r in runs[1:]))
 
 
-def average(directory: str | Path, out: str | Path, last: int = 0, best: int = 0) -> None:
+def average(
+    directory: str | Path,
+    out: str | Path,
+    last: int = 0,
+    best: int = 0,
+    config: Config | None = None,
+) -> None:
     """Write a new workdir whose one checkpoint is the mean of several of another one.
 
     Args:
       last, best: how many, by step or by validation value.
+      config: as for `load`.
     """
-    if (bucket.place(out) / "checkpoints").exists():
-        raise ValueError(f"{out}: has checkpoints already; choose another --out")
-    run = _load_one(bucket.local(directory), None, last, best)
-    made = workdir.prepare(out, run.config)
-    run.tokenizer.save(made)
-    with checkpoint.Checkpoints(made) as saved:
-        saved.save_weights(run.step, run.params, {"tokenizer": run.tokenizer.fingerprint})
+    with lock.making(out, "average"):
+        if (bucket.place(out) / "checkpoints").exists():
+            raise ValueError(f"{out}: has checkpoints already; choose another --out")
+        place = bucket.local(directory)
+        trained = workdir.read_config(place)
+        changes = {} if config is None else configs.machine(trained, config)
+        opened = _open(place, changes)
+        mesh = _mesh([opened], any(key.startswith("mesh.") for key in changes))
+        run = _restored(opened, mesh, None, last, best)
+        made = workdir.prepare(out, trained)
+        run.tokenizer.save(made)
+        with checkpoint.Checkpoints(made) as saved:
+            saved.save_weights(run.step, run.params, {"tokenizer": run.tokenizer.fingerprint})
     print(f"{out}: step {run.step:,}, the mean of {last or best} checkpoints of {directory}")
 
 
-def _load_one(directory: Path, step: int | None, last: int, best: int = 0) -> Run:
-    config = workdir.read_config(directory)
-    # Which kernel trained it says nothing about which ones run here.
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, kernel="auto"))
-    ids = tokenizers.load(directory)
-    model = assemble.build_model(config, ids)
-    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+class Opened(NamedTuple):
+    """A run whose parameters are not read yet."""
+
+    place: Path
+    config: Config
+    tokenizer: Tokenizer
+    model: nn.Module
+
+
+def _open(place: Path, changes: dict) -> Opened:
+    config = configs.on_machine(workdir.read_config(place), changes)
+    ids = tokenizers.load(place)
+    return Opened(place, config, ids, assemble.build_model(config, ids))
+
+
+def _mesh(opened: list[Opened], asked: bool) -> jax.sharding.Mesh:
+    """The mesh of the runs where they have one and it fits devices and models here, else `dp`.
+
+    Raises:
+      sharding.Misfit: it was asked for, and does not fit.
+    """
+    meshes = list(dict.fromkeys(each.config.mesh for each in opened))
+    if len(meshes) == 1:
+        try:
+            mesh = sharding.make_mesh(**dataclasses.asdict(meshes[0]))
+            for each in opened:
+                sharding.check(models.shapes(each.model), (), mesh)
+            return mesh
+        except sharding.Misfit:
+            if asked:
+                raise
+    if hosts.leads():
+        count = jax.device_count()
+        shown = (", ".join(f"{k}={n}" for k, n in dataclasses.asdict(m).items()) for m in meshes)
+        logging.getLogger("tfx").warning(
+            "%d %s here, the run was trained on %s: using dp",
+            *(count, "device" if count == 1 else "devices"),
+            " and ".join(f"mesh({each})" for each in shown),
+        )
+    return sharding.make_mesh()
+
+
+def _restored(opened: Opened, mesh, step: int | None, last: int, best: int = 0) -> Run:
+    place, config, ids, model = opened
     like = sharding.place(models.shapes(model), mesh)
-    with checkpoint.Checkpoints(directory) as saved:
+    with checkpoint.Checkpoints(place) as saved:
         steps = saved.choose(step, last, best)
         if saved.meta(steps[-1])["tokenizer"] != ids.fingerprint:
             raise ValueError(
-                f"{directory}: the tokenizer is not the one that its checkpoints were trained "
+                f"{place}: the tokenizer is not the one that its checkpoints were trained "
                 "with; copy the right tokenizer.* back"
             )
         params = checkpoint.average([partial(saved.weights, like, s) for s in steps])

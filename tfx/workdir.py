@@ -15,7 +15,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from tfx import config as configs
 from tfx.schema import Config
 
 FOLDERS = ("checkpoints", "data", "tensorboard")
+INSIDE = (*FOLDERS, "answers", "launch", "profile", "translations", "vocabulary")  # of a run
+DEEPEST = 3  # levels below a directory where runs are looked for
 FILES = ("config.json", "overrides.txt", "starts.jsonl", "tokenizer.json")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
 
@@ -133,6 +135,30 @@ def read_config(directory: str | os.PathLike) -> Config:
         raise ValueError(f"{path}: {error}") from error
 
 
+def changed(
+    directory: str | os.PathLike, overrides: list[str], free: tuple[str, ...] = ()
+) -> Config:
+    """The config of the run in a workdir, with overrides (`--config.KEY=VALUE`) of what is `free`
+    to change, and of what describes the machine.
+
+    Raises:
+      ValueError: one is neither, or no value of its key.
+    """
+    chosen = configs.thaw(read_config(directory))
+    for key in configs.override(chosen, overrides):
+        if not key.startswith(free + configs.MACHINE):
+            only, machine = (
+                ", ".join(f"{each}*" if each.endswith(".") else each for each in keys)
+                for keys in (free, configs.MACHINE)
+            )
+            raise ValueError(
+                f"{key}: is fixed once a run is trained; only "
+                + (f"{only} may change, and " if only else "")
+                + f"what describes the machine: {machine}"
+            )
+    return configs.freeze(chosen)
+
+
 def read_overrides(directory: str | os.PathLike) -> list[str]:
     """The keys that the command line changed at the last start."""
     path = bucket.place(directory) / "overrides.txt"
@@ -147,13 +173,24 @@ def as_arguments(overrides: dict[str, Any]) -> Iterable[str]:
 
 
 def find(root: str | os.PathLike) -> list[Path]:
-    """The workdirs in a directory, or the directory itself if it is one."""
+    """The workdirs in a directory and the directories below it, and the directory itself if it is
+    one; in order."""
     root = bucket.place(root)
-    if (root / "config.json").exists():
-        return [root]
-    if found := sorted(path.parent for path in root.glob("*/config.json")):
+    if found := sorted(_workdirs(root, DEEPEST)):
         return found
     raise FileNotFoundError(f"{root}: no runs here")
+
+
+def _workdirs(folder: Path, levels: int) -> Iterator[Path]:
+    is_run = (folder / "config.json").exists()
+    if is_run:
+        yield folder
+    below = folder.iterdir() if levels and folder.is_dir() else ()
+    with contextlib.suppress(PermissionError):  # what may not be looked into hides nothing else
+        for each in below:
+            inside = is_run and each.name in INSIDE
+            if not (inside or each.name.startswith(".")) and each.is_dir():
+                yield from _workdirs(each, levels - 1)
 
 
 def progress(directory: str | os.PathLike) -> tuple[int, dict[str, Any] | None]:
@@ -165,6 +202,7 @@ def progress(directory: str | os.PathLike) -> tuple[int, dict[str, Any] | None]:
     steps = [int(saved.name) for saved in found if whole(saved)]
     scored, _ = records.read(path / "scores.jsonl")
     rows = [row for row in scored if row.get("main", row.get("metric") == "bleu")]
+    rows = [row for row in rows if isinstance(row.get("score"), int | float) and "metric" in row]
     return max(steps, default=0), rows[-1] if rows else None
 
 

@@ -6,8 +6,8 @@ It is filled under another name and renamed when whole, so one that exists is co
 
 import hashlib
 import json
+import secrets
 import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -277,7 +277,9 @@ def cached(folder: Path, fill: Callable[[Path], None]) -> dict[str, np.ndarray]:
     """
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+        # Not by tempfile, whose folders nobody else may read: a workdir can be several people's.
+        partial = folder.with_name(f"{folder.name}.partial-{secrets.token_hex(6)}")
+        partial.mkdir()
         try:
             fill(partial)
             sums = {path.name: _sum(path) for path in sorted(partial.iterdir())}

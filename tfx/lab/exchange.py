@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tfx import assemble, checkpoint, models, pretrained, workdir
+from tfx import assemble, checkpoint, lock, models, pretrained, workdir
 from tfx import config as configs
 from tfx.data import vocabulary
 from tfx.data.pieces import as_json
@@ -62,6 +62,7 @@ def bring(folder: str | Path, directory: str | Path) -> Config:
       ValueError: they are damaged or do not fit each other, no objective of tfx trains the head,
         or the workdir holds something.
     """
+    lock.check(directory)
     _empty(directory)
     found, ids = pretrained.read(folder), vocabulary.of_folder(folder)
     try:
@@ -70,10 +71,12 @@ def bring(folder: str | Path, directory: str | Path) -> Config:
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     command = ["tfx", "import", f"--from={folder}", f"--workdir={directory}"]
-    made = workdir.prepare(directory, config, {"argv": command})
-    ids.save(made)
-    with checkpoint.Checkpoints(made) as saved:
-        saved.save_weights(0, found.params, {"tokenizer": ids.fingerprint})
+    with lock.making(directory, "import"):
+        _empty(directory)
+        made = workdir.prepare(directory, config, {"argv": command})
+        ids.save(made)
+        with checkpoint.Checkpoints(made) as saved:
+            saved.save_weights(0, found.params, {"tokenizer": ids.fingerprint})
     return config
 
 
@@ -144,7 +147,10 @@ def export(run: Run, to: str | Path, format: str, shape: str = "") -> list[str]:
     check(to, format, shape)
     if run.others:
         raise ValueError("an ensemble is no single model: export its runs one by one")
-    FORMATS[format](dataclasses.replace(run, params=jax.device_get(run.params)), Path(to), shape)
+    with lock.making(to, "export"):
+        _empty(to)
+        on_host = dataclasses.replace(run, params=jax.device_get(run.params))
+        FORMATS[format](on_host, Path(to), shape)
     return sorted(path.name for path in Path(to).iterdir())
 
 
@@ -158,6 +164,10 @@ def check(to: str | Path, format: str, shape: str = "") -> None:
     if bool(shape) != (format == "jax"):
         fix = "is for --format=jax" if shape else "ROWS,LENGTH is missing, such as --shape=8,64"
         raise ValueError(f"--shape{'=' * bool(shape)}{shape} {fix}")
+    if format in NEEDS and importlib.util.find_spec(NEEDS[format][0]) is None:
+        package, extra = NEEDS[format]
+        raise ValueError(f'--format={format} needs {package}: pip install "tfx-research[{extra}]"')
+    lock.check(to)
     _empty(to)
 
 
@@ -221,8 +231,6 @@ def _pieces(side, rows: int = 0) -> list[str]:
 
 def to_ctranslate2(run: Run, to: Path, shape: str = "") -> None:
     """A folder for `ctranslate2.Translator`, with the tokenizer's files beside the model."""
-    if importlib.util.find_spec("ctranslate2") is None:
-        raise ValueError('--format=ctranslate2: pip install "tfx-research[ctranslate2]"')
     config, ids = run.model.config, run.tokenizer
     if not _is_translator(run):
         name = configs.to_dict(run.config)["model"]["name"]
@@ -264,6 +272,7 @@ def marian_arrays(run: Run) -> dict[str, np.ndarray]:
     return hf.to_tensors(format, config, models.shapes(run.model), run.params, True)
 
 
+NEEDS = {"ctranslate2": ("ctranslate2", "ctranslate2"), "jax": ("flatbuffers", "program")}
 FORMATS: dict[str, Callable[[Run, Path, str], None]] = {
     "hf": to_hf,
     "ctranslate2": to_ctranslate2,

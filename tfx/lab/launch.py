@@ -25,7 +25,8 @@ import tfx
 from tfx import config as configs
 
 GRACE = 60.0  # seconds that processes get to save and end, before they are killed
-SAVED = 128 + signal.SIGTERM, 128 + signal.SIGINT  # exit codes: stopped, and so are all others
+HANDED_ON = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+SAVED = [128 + number for number in HANDED_ON]  # exit codes: stopped, and so are all others
 
 # How the cloud calls a chip: (accelerator, counted per chip, its software, the shapes of a slice).
 # An accelerator's name says how many, not which shape; these are the shapes that it then has.
@@ -107,11 +108,9 @@ class Launcher(NamedTuple):
 def launch(job: Job, where: str = "here", dry_run: bool = False) -> int:
     """Print the commands that start a job, and run them.
 
-    Where the tool is not installed it is a dry run, and a line says so.
-
     Returns:
       The exit code of the first command that failed, or 0. Of a process that a signal ended,
-      128 plus its number.
+      128 plus its number. 2 where the tool is not installed, so that nothing ran.
 
     Raises:
       ValueError: no such launcher, a field that is missing or means nothing there, a config
@@ -122,16 +121,19 @@ def launch(job: Job, where: str = "here", dry_run: bool = False) -> int:
         raise ValueError(f"--where={where}: no such place{hint}")
     tool, takes, steps = LAUNCHERS[where]
     commands, later = steps(_checked(job, where, takes))
-    dry_run = dry_run or not shutil.which(tool)
-    out = sys.stdout if dry_run else sys.stderr  # standard output is what the command prints
+    runs = not dry_run and shutil.which(tool)
+    out = sys.stderr if runs else sys.stdout  # standard output is what the command prints
     print(*commands, sep="\n", file=out)
     for what, argv in later.items():
         print(f"# {what}: {shlex.join(argv)}", file=out)
     out.flush()
     if dry_run:
-        why = "" if shutil.which(tool) else f"{tool} is not installed here; "
-        print(f"dry run: {why}nothing was run", file=sys.stderr)
+        print("dry run: nothing was run", file=sys.stderr)
         return 0
+    if not runs:
+        fix = "run these commands where it is, or ask for them with --dry_run"
+        print(f"error: {tool} is not installed here, nothing was run; {fix}", file=sys.stderr)
+        return 2
     return (_together if where == "here" else _in_turn)(commands, {**os.environ, **job.env})
 
 
@@ -441,11 +443,12 @@ def _together(commands: list[Command], env: Mapping[str, str]) -> int:
     """Run all at once; when one fails the others are told to stop. Signals are handed on.
 
     In sessions of their own, for else a Ctrl-C would reach them twice, and at the second
-    they would leave without saving.
+    they would leave without saving. What is ignored (SIGHUP under nohup) stays so.
     """
     signals, told, failed, deadline = [], False, 0, math.inf
     handle = lambda number, frame: signals.append(number)
-    old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    heard = [n for n in HANDED_ON if signal.getsignal(n) != signal.SIG_IGN]
+    old = {number: signal.signal(number, handle) for number in heard}
     children = []
     try:
         children += (subprocess.Popen(c.argv, env=env, start_new_session=True) for c in commands)

@@ -4,10 +4,10 @@ and TPUs, with its parameters beside it.
     program.bin         what `jax.export.deserialize` reads: call(parameters, inputs) -> outputs
     model.safetensors   the parameters by their paths
     program.json        what goes in and what comes out
+    tokenizer.*         how text becomes the ids that go in, and ids become text: as in a workdir
 """
 
 import dataclasses
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -46,10 +46,6 @@ def write(run: Run, to: Path, shape: str) -> None:
     Raises:
       ValueError: the shape is none, or longer than the model has positions for.
     """
-    if importlib.util.find_spec("flatbuffers") is None:
-        raise ValueError(
-            '--format=jax writes with flatbuffers: pip install "tfx-research[program]"'
-        )
     model = models.build(dataclasses.replace(run.model.config, kernel="xla"))
     sizes = _sizes(shape, model.config)
     searches = "source" in model.INPUTS and getattr(model.config, "head", "lm") == "lm"
@@ -68,9 +64,11 @@ def write(run: Run, to: Path, shape: str) -> None:
         "inputs": {name: _told(x, INPUTS[name]) for name, x in inputs.items()},
         "outputs": {name: _told(x, OUTPUTS.get(name, "")) for name, x in outputs.items()},
         "special": special,
+        "ends": run.tokenizer.ends._asdict(),
     }
     weights.write(to, params)
     (to / "program.bin").write_bytes(exported.serialize())
+    run.tokenizer.save(to)
     (to / "program.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 

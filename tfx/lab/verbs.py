@@ -7,6 +7,7 @@ from typing import Annotated
 
 from tfx import config as configs
 from tfx.cli import Overrides, Spec, Step, Workdir
+from tfx.workdir import changed
 
 
 def plan(
@@ -117,6 +118,8 @@ def export(
     format: Annotated[str, "hf|ctranslate2|jax", "transformers, CTranslate2, jax.export"] = "hf",
     shape: Annotated[str, "ROWS,LENGTH", "of what the program of --format=jax reads"] = "",
     step: Step = 0,
+    *,
+    overrides: Overrides,
 ) -> None:
     """Write a trained model for other programs, into a new folder.
 
@@ -127,11 +130,12 @@ def export(
       tfx export --workdir=runs/m30k --to=models/m30k-ct2 --format=ctranslate2
       tfx export --workdir=runs/m30k --to=models/m30k-jax --format=jax --shape=8,64
     """
+    chosen = changed(workdir, overrides)
     from tfx import hosts, translate
     from tfx.lab import exchange
 
     hosts.keep_memory()
     exchange.check(to, format, shape)
-    run = translate.load(workdir, step or None)
+    run = translate.load(workdir, step or None, config=chosen)
     for name in exchange.export(run, to, format, shape):
         print(f"{to}/{name}")

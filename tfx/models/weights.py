@@ -12,6 +12,7 @@ import math
 import os
 import pickle
 import re
+import stat
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -94,7 +95,10 @@ def write(
     files = [f"{stem}-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)]
     files = files if count > 1 else [name]
     for file, part in zip(files, parts, strict=True):
+        (folder / f".{file}.part").touch()
+        mode = stat.S_IMODE((folder / f".{file}.part").stat().st_mode)
         safetensors.save_file(part, folder / f".{file}.part", metadata)
+        (folder / f".{file}.part").chmod(mode)  # the library lets nobody else read it
     # Whoever reads meanwhile finds the old weights, none or the new ones, but no mixture.
     index = folder / f"{name}.index.json"
     index.unlink(missing_ok=True)
