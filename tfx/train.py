@@ -33,6 +33,7 @@ from tfx import (
     metrics,
     models,
     optim,
+    scores,
     sharding,
     validate,
     workdir,
@@ -41,6 +42,8 @@ from tfx import config as configs
 from tfx.data import pipeline
 from tfx.schema import Config
 from tfx.state import TrainState
+
+SHARED = "the workdir has to be one directory, shared by all of them"
 
 
 class Diverged(Exception):
@@ -143,6 +146,7 @@ class Parts(NamedTuple):
     batches: pipeline.Batches
     like: TrainState  # shapes and shardings
     shardings: TrainState
+    valid: validate.Data | None
     loss: Callable
     frozen: dict | None = None  # a teacher's parameters
 
@@ -163,7 +167,7 @@ def put_together(config: Config, directory: Path, mesh, say, multiple: int = 0) 
 
 
 def _prepared(config: Config, directory: Path, mesh, say, multiple: int) -> tuple:
-    """What one process prepares for the others: the parts from `ids` to `shardings`."""
+    """What one process prepares for the others: the parts from `ids` to `valid`."""
     bucket.pull(directory)  # the tokenizer that the process that leads has learned
     ids = assemble.open_tokenizer(config, directory, say)
     bucket.publish(directory)
@@ -172,6 +176,7 @@ def _prepared(config: Config, directory: Path, mesh, say, multiple: int) -> tupl
     tx = optim.build(config.optim, config.train.steps, config.model.width, shapes)
     like, shardings = init_state(config, model, tx, mesh)
     sharding.check(models.shapes(model), (), mesh)
+    valid = validate.read(config, ids, directory, say)  # before the training text, which is long
     cuts = sharding.batch_parts(mesh) * config.train.accum
     planned = dict(multiple=multiple or cuts, parts=cuts)
     batches = assemble.open_batches(config, ids, directory, "train", **planned, say=say)
@@ -189,7 +194,7 @@ def _prepared(config: Config, directory: Path, mesh, say, multiple: int) -> tupl
         raise ValueError(
             f"objective.teacher = {place}: it reads other ids; set tokenizer.path to it"
         )
-    return ids, model, tx, batches, like, shardings
+    return ids, model, tx, batches, like, shardings, valid
 
 
 def count(params) -> int:
@@ -197,13 +202,15 @@ def count(params) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def first_state(config: Config, parts: Parts, mesh, checkpoints, say) -> tuple[TrainState, dict]:
-    """The state to go on from, and what the run remembers beside it: the best validation value,
-    evaluations since, the last BLEU, which data and tokenizer it is bound to, of what its batches'
-    rows are a multiple, when it began and how many seconds of training are in the state."""
+def first_state(
+    config: Config, parts: Parts, mesh, checkpoints, measure: validate.Measure, say
+) -> tuple[TrainState, dict]:
+    """The state to go on from, and what the run remembers beside it: the best validation value and
+    its measure, evaluations since, the last BLEU, which data and tokenizer it is bound to, of what
+    its batches' rows are a multiple, how many seconds it ran, and of these how many it trained."""
     bound = {"data": parts.batches.examples.fingerprint, "tokenizer": parts.ids.fingerprint}
-    hosts.agree(bound, "the text has to be the same on all hosts")
-    begun = {"multiple": parts.batches.multiple, "began": time.time(), "productive": 0.0}
+    hosts.agree(bound | measure, "the text has to be the same on all hosts")
+    begun = {"multiple": parts.batches.multiple, "productive": 0.0}
     if checkpoints.steps:
         state, memory = checkpoints.restore(parts.like)
         for what, text in (("data", "training data"), ("tokenizer", "tokenizer")):
@@ -213,12 +220,13 @@ def first_state(config: Config, parts: Parts, mesh, checkpoints, say) -> tuple[T
                     "or start a new workdir with --config.init_from"
                 )
         say(f"resuming from step {int(state.step):,}")
-        return state, begun | memory
+        return state, begun | validate.take_up(memory, measure, say)
     params = None
     if config.init_from:
         params = adopt.parameters(config, parts.model, mesh, say)
     state = create_state(config, parts.model, parts.tx, parts.shardings, params)
-    return state, {"best": None, "stale": 0, "bleu": None} | begun | bound
+    unmeasured = {"best": None, "stale": 0, "bleu": None, "measure": measure}
+    return state, unmeasured | begun | bound
 
 
 def train(config: Config, directory: str, provenance: dict | None = None, profile=()) -> dict:
@@ -239,9 +247,17 @@ def train(config: Config, directory: str, provenance: dict | None = None, profil
     values = {"tfx": tfx.__version__} | configs.flatten(configs.to_dict(config))
     hosts.agree(values, "start all of them with the same tfx and config")
     new = not (bucket.place(directory) / "config.json").exists()
+    if not new:
+        workdir.check(directory, config)
+        reason, summary = validate.finished(config, directory)
+        hosts.agree({"nothing to do": reason}, SHARED)
+        if reason:
+            if hosts.leads():
+                print(f"nothing to do: {reason}")
+            return summary
     mesh, directory = hosts.in_turn(lambda: claim(config, directory, provenance))
     start = {f"{bucket.home(directory)}/starts.jsonl": workdir.last_start(directory)}
-    hosts.agree(start, "the workdir has to be one directory, shared by all of them")
+    hosts.agree(start, SHARED)
     keep = dataclasses.asdict(config.checkpoint)
     keep.pop("every")
     with (
@@ -254,8 +270,8 @@ def train(config: Config, directory: str, provenance: dict | None = None, profil
         with workdir.given_back(directory, new and hosts.leads()):
             planned = checkpoints.meta().get("multiple", 0) if checkpoints.steps else 0
             parts = put_together(config, directory, mesh, screen.say, planned)
-            state, memory = first_state(config, parts, mesh, checkpoints, screen.say)
-        watch = hosts.in_turn(lambda: validate.make(config, parts, directory, mesh, screen.say))
+            watch = validate.Validation(config, parts, mesh, screen.say)
+            state, memory = first_state(config, parts, mesh, checkpoints, watch.measure, screen.say)
         mine = directory if hosts.leads() else None
         with (
             metrics.Writer(mine, int(state.step)) as writer,
@@ -273,7 +289,9 @@ def claim(config: Config, directory: str, provenance: dict | None) -> tuple[Any,
     adopt.check(config, directory)
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     workdir.check(directory, config)
-    # A start whose text is not there leaves no workdir behind.
+    # A start whose text, or metric, is not there leaves no workdir behind.
+    if config.eval.bleu_every:
+        scores.of_text(config.eval)
     for split in ("train", "valid") if config.eval.every or config.eval.bleu_every else ("train",):
         assemble.corpora(config, split)
     take = partial(workdir.prepare, config=config, provenance=provenance)
@@ -285,6 +303,7 @@ def _loop(config, parts, mesh, state, memory, watch, checkpoints, shown, stoppin
     train_step = make_train_step(config, parts.loss, parts.tx, parts.shardings)
     report = Report(config, parts, mesh, writer, screen)
     every, done, started = config.checkpoint.every, int(state.step), int(state.step)
+    spent, began = memory.get("spent", memory["productive"]), time.time()
     fetch = lambda step: assemble.fetch(parts.batches, step, mesh)
     with (
         contextlib.closing(pipeline.prefetch(fetch, done)) as stream,
@@ -294,12 +313,16 @@ def _loop(config, parts, mesh, state, memory, watch, checkpoints, shown, stoppin
             last, value, improved = done >= config.train.steps, None, False
             if done > started:
                 # Evaluate.
-                with report.paused():
-                    value = watch(state.weights, done, last, memory, writer)
-                if value is not None:
-                    improved = memory["best"] is None or value > memory["best"]
-                    memory["best"] = value if improved else memory["best"]
-                    memory["stale"] = 0 if improved else memory["stale"] + 1
+                try:
+                    with report.paused():
+                        value = watch.evaluate(state.weights, done, last, memory, writer)
+                except Exception:
+                    # Another start would come to the same end; what was trained until here is kept.
+                    report.flush(done, memory)
+                    checkpoints.save(state, memory)
+                    checkpoints.wait()
+                    raise
+                improved = validate.improves(memory, value)
                 # Save.
                 signal, patience = stopping(), config.eval.patience
                 tired = bool(patience) and memory["stale"] >= patience
@@ -308,18 +331,19 @@ def _loop(config, parts, mesh, state, memory, watch, checkpoints, shown, stoppin
                 if stop or done % every == 0 or kept:
                     report.flush(done, memory)
                     trace.stop()  # a signal may come in the middle of it
+                    memory["spent"] = spent + time.time() - began
                     checkpoints.save(state, memory, value)
                 if tired:
-                    screen.say(f"step {done:,}: no gain in {patience} evaluations, stopping early")
+                    screen.say(
+                        f"step {done:,}: no gain in {memory['stale']} evaluations "
+                        f"(eval.patience = {patience}), stopping early"
+                    )
                 if stop:
                     checkpoints.wait()
                 if signal:
                     raise hosts.Stopped(signal, done)
                 if stop:
                     break
-            elif last:
-                screen.say(f"nothing to do: step {done:,} of {config.train.steps:,} is saved")
-                break
             if done + 1 == trace.first:
                 with report.paused():
                     checkpoints.wait()
@@ -338,8 +362,8 @@ def _loop(config, parts, mesh, state, memory, watch, checkpoints, shown, stoppin
                     trace.stop()
             if done % config.train.log_every == 0 or done == config.train.steps:
                 report.flush(done, memory)
-    spent = time.time() - memory["began"]
-    screen.say(f"goodput {memory['productive'] / spent:.1%} of {spent:,.0f} s since the run began")
+    spent += time.time() - began
+    screen.say(f"goodput {memory['productive'] / spent:.1%} of {spent:,.0f} s that the run took")
     compiled = train_step._cache_size()
     return {"step": done, "compiled": compiled, "memory": memory, **report.last}
 
@@ -405,6 +429,8 @@ class Report:
 
 def dry_run(config: Config, directory: str | None = None) -> None:
     """Build everything and train nothing: print parameters, shapes, memory, steps an epoch."""
+    if config.eval.bleu_every:
+        scores.of_text(config.eval)
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     with (
         jax.set_mesh(mesh),
