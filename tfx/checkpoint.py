@@ -4,8 +4,11 @@
 the step, the RNG key) and `meta` (JSON). Translation reads one of the first two alone.
 """
 
+import dataclasses
 import itertools
+import json
 import logging
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +45,29 @@ def is_run(directory: str | Path) -> bool:
     return False
 
 
+@dataclasses.dataclass
+class BestOfEach:
+    """Preserves the `n` best checkpoints of every measure: values of unlike ones do not compare."""
+
+    n: int
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        kept = [step for steps in _ranked(checkpoints) for step in steps[: self.n]]
+        return [each.step in kept for each in checkpoints]
+
+
+def _ranked(checkpoints) -> list[list[int]]:
+    """The steps of each measure, the best value first, and the measure of the last value last."""
+    values = {}
+    for each in sorted(checkpoints, key=lambda each: each.step):
+        if each.metrics is None or not math.isfinite(each.metrics["value"]):
+            continue
+        # Values that earlier versions saved are of an unknown measure.
+        measure = json.dumps(each.metrics.get("measure"), sort_keys=True)
+        values[measure] = [*values.pop(measure, []), (each.metrics["value"], each.step)]
+    return [[step for _, step in sorted(found, reverse=True)] for found in values.values()]
+
+
 class Checkpoints:
     """The checkpoints of one workdir. Saving is asynchronous; `close` waits for it.
 
@@ -67,12 +93,7 @@ class Checkpoints:
         self._workdir, self._held, self._saving = Path(workdir), held, None
         policies = [preserve.LatestN(keep_last) if keep_last else preserve.PreserveAll()]
         if keep_best:
-            value = lambda metrics: metrics["value"]
-            policies += [
-                preserve.BestN(
-                    get_metric_fn=value, n=keep_best, keep_checkpoints_without_metrics=False
-                )
-            ]
+            policies += [BestOfEach(keep_best)]
         if keep_every:
             policies += [preserve.EveryNSteps(keep_every)]
         # Replicas share the writing of large arrays only: each slice is a program to compile.
@@ -90,13 +111,13 @@ class Checkpoints:
         return [c.step for c in self._orbax.checkpoints]
 
     def best(self, count: int) -> list[int]:
-        """The steps with the best validation value, best first."""
-        scored = [(c.metrics["value"], c.step) for c in self._orbax.checkpoints if c.metrics]
-        return [step for _, step in sorted(scored, reverse=True)[:count]]
+        """The steps with the best validation values of the latest measure, best first."""
+        ranked = _ranked(self._orbax.checkpoints)
+        return ranked[-1][:count] if ranked else []
 
     def choose(self, step: int | None = None, last: int = 0, best: int = 0) -> list[int]:
         """Which steps to read: a given one, the last or best so many, or else the best one of
-        those that were validated, or else the last.
+        those that were validated, or else the last. What is best goes by the latest measure alone.
 
         Raises:
           FileNotFoundError: there is no checkpoint.
@@ -112,9 +133,10 @@ class Checkpoints:
         )
         found = found or self.steps[-1:]
         if len(found) < max(last, best):
+            of_measure = " with a value of the latest measure" if best else ""
             raise ValueError(
                 f"{self._orbax.directory}: {max(last, best)} checkpoints to average, but only "
-                f"{len(found)} are there; see checkpoint.keep_last and keep_best"
+                f"{len(found)} are there{of_measure}; see checkpoint.keep_last and keep_best"
             )
         return sorted(found)
 
@@ -122,8 +144,9 @@ class Checkpoints:
         """Write a state; returns before the bytes are on disk.
 
         Args:
-          meta: JSON: what else the run must remember.
-          value: the validation value that "best" goes by; larger is better.
+          meta: JSON: what else the run must remember, with the `measure` of the value.
+          value: the validation value that "best" goes by; larger is better. One that is not finite
+            is none.
 
         Raises what went wrong with the save before this one.
         """
@@ -134,7 +157,9 @@ class Checkpoints:
         items = {"params": state.params, "optimizer": _rest(state), "meta": meta}
         if state.ema is not None:
             items["ema"] = state.ema
-        metrics = None if value is None else {"value": value}
+        metrics = None
+        if value is not None and math.isfinite(value):
+            metrics = {"value": value, "measure": meta.get("measure")}
         if self._held is not None:
             self._held.confirm()
         bucket.publish(self._workdir)  # first: what belongs to a checkpoint is there before it

@@ -88,7 +88,7 @@ def train(
 
 def evaluate(
     workdir: Workdir,
-    split: Annotated[str, "NAME", "train, valid or test"] = "test",
+    split: Annotated[str, "NAME", "train, valid or test; by default test, or else valid"] = "",
     step: Step = 0,
     average: Annotated[int, "N", "score the mean of the last N checkpoints"] = 0,
     distributed: Distributed = "auto",
@@ -101,11 +101,14 @@ def evaluate(
     """Answer a split, score the answers as their task wants it, and add rows to scores.jsonl.
 
     BLEU, chrF and TER of translations, ROUGE of summaries, accuracy of classes, exact match and F1
-    of answers, perplexity of language models. What is read and how texts are searched for may
-    change: --config.data.KEY=VALUE, --config.decode.KEY=VALUE.
+    of answers, perplexity of language models; over all of a split, and over each of its corpora.
+    What is read and how texts are searched for may change: --config.data.KEY=VALUE,
+    --config.decode.KEY=VALUE. A third line-parallel file, or field, has further references.
 
       tfx eval --workdir=runs/quickstart
       tfx eval --workdir=runs/m30k --split=valid --average=10 --config.decode.beam=5
+      tfx eval --workdir=runs/mine --config.data.test=a.en,a.de
+      tfx eval --workdir=runs/mine --config.data.test=a.en,first.de,second.de
     """
     chosen = _changed(workdir, overrides, ANSWERING)
     from tfx import evaluate as evaluation
@@ -338,11 +341,8 @@ def list_(workdir: Annotated[str, "DIR", "list the runs in this directory instea
         for path in find(workdir):
             try:
                 print(f"{path}  {_about(path)}")
-            except (
-                ValueError,
-                OSError,
-                RecursionError,
-            ) as error:  # one that is damaged hides no other
+            except (ValueError, OSError, RecursionError) as error:
+                # One that is damaged hides no other.
                 print(f"{path}  cannot be shown: {' '.join(str(error).split())}")
         return
     from tfx.models import MODELS
@@ -416,6 +416,8 @@ def _about(workdir: Path) -> str:
         kind = "synthetic " if row.get("synthetic") else ""
         metric = row["metric"].upper() if row["metric"] == "bleu" else row["metric"]
         last = f"{metric} {row['score']:.1f} on {kind}{row.get('split', 'test')}"
+        if "test_set" in row and not row["synthetic"]:
+            last += f" ({row['test_set']})"
     return f"step {step:,} of {run.train.steps:,}  {last}  {configs.fingerprint(run)}"
 
 

@@ -62,6 +62,10 @@ class Asked(NamedTuple):
         """What the objective makes examples of, without leaving any out."""
         return assemble.given(*self._where(), False, rows=self.rows)
 
+    def examples(self) -> data.Examples:
+        """The split, encoded."""
+        return assemble.open_examples(*self._where(), train=False, rows=self.rows)
+
     def batches(self):
         """The split, once through."""
         how = dict(multiple=sharding.batch_parts(self.run.mesh), train=False)

@@ -6,6 +6,7 @@ report is computed as their scripts compute it; tests hold the definitions to ex
 
 import collections
 import importlib.metadata
+import itertools
 import math
 import re
 import string
@@ -19,6 +20,8 @@ import tfx
 Row = dict[str, str | float]
 Tags = Sequence[str]
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+SENTENCES = "lines,punctuation"  # the rule of `sentences`, as signatures name it
+CHUNK = 2000  # translations that are scored at once: 100 MB of n-grams, where all take GBs
 # After these a sentence goes on.
 ABBREVIATIONS = re.compile(r"al|cf|dr|e\.g|eqs?|figs?|i\.e|jr|mrs?|ms|prof|vs|(?-i:[A-HJ-Z])", re.I)
 
@@ -197,6 +200,29 @@ def best_threshold(
     return found
 
 
+# ----------------------------------------------------------------------------- texts
+
+
+def require(how) -> None:
+    """Build the metrics of texts, to learn before a search that one of them cannot be had.
+
+    Args:
+      how: a `schema.Eval`.
+
+    Raises:
+      ValueError: a package is not installed.
+    """
+    if how.metric == "rouge":
+        _rouge_scorer()
+    else:
+        of_text(how)
+
+
+def _several(references: Sequence[str | Sequence[str]]) -> list[Sequence[str]]:
+    """All references of each text, of which one alone may be given as it is."""
+    return [[each] if isinstance(each, str) else each for each in references]
+
+
 # ------------------------------------------------------------------------- summaries
 
 
@@ -219,30 +245,39 @@ def lead(texts: Sequence[str], n: int = 3) -> list[str]:
     return [" ".join(sentences(text)[:n]) for text in texts]
 
 
-def rouge(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> list[Row]:
-    """F1 of ROUGE-1, 2, L, and L over sentences (Lin, 2004), by Google's `rouge-score`, stemmed:
-    means over texts. Of several references, the one that gives the most counts.
-
-    Raises:
-      ValueError: rouge-score is not installed; there is nothing to score.
-    """
+def _rouge_scorer():
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
         raise ValueError(
             f'rouge: {error.name or error} is not installed; pip install "tfx-research[rouge]"'
         ) from None
-    count = _count(predictions, references)
-    scorer, on_lines = RougeScorer(ROUGE, use_stemmer=True), lambda text: "\n".join(sentences(text))
+    return RougeScorer(ROUGE, use_stemmer=True)
+
+
+def rouge(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> list[Row]:
+    """F1 of ROUGE-1, 2, L, and L over sentences (Lin, 2004), by Google's `rouge-score`, stemmed:
+    means over texts. Of several references, the one that gives the most counts. What L over
+    sentences takes for one depends on the rule, which its signature names.
+
+    Raises:
+      ValueError: rouge-score is not installed; there is nothing to score.
+    """
+    scorer, count, several = _rouge_scorer(), _count(predictions, references), _several(references)
+    on_lines = lambda text: "\n".join(sentences(text))
     total = dict.fromkeys(ROUGE, 0.0)
-    for ours, theirs in zip(predictions, references, strict=True):
-        several = [theirs] if isinstance(theirs, str) else theirs
-        scored = scorer.score_multi([on_lines(one) for one in several], on_lines(ours))
+    for ours, theirs in zip(predictions, several, strict=True):
+        scored = scorer.score_multi([on_lines(one) for one in theirs], on_lines(ours))
         total = {metric: total[metric] + scored[metric].fmeasure for metric in ROUGE}
-    nrefs = max(1 if isinstance(theirs, str) else len(theirs) for theirs in references)
+    counts = {len(theirs) for theirs in several}
     version = f"rouge-score-{importlib.metadata.version('rouge-score')}"
-    what = {"n": count, "nrefs": nrefs, "references": "max", "stemmer": "yes"}
-    return [_row(metric, total[metric] / count, version, **what) for metric in ROUGE]
+    what = {"n": count, "nrefs": max(counts) if len(counts) == 1 else "var"}
+    what |= {"references": "max", "stemmer": "yes"}
+    rules = {"rougeLsum": {"sentences": SENTENCES}}
+    return [
+        _row(metric, total[metric] / count, version, **what, **rules.get(metric, {}))
+        for metric in ROUGE
+    ]
 
 
 def summaries(
@@ -254,8 +289,10 @@ def summaries(
     rows = rouge(predictions, references)
     for n in (1, 3):
         for row in rouge(lead(sources, n), references):
-            metric, signature = f"lead{n}_{row['metric']}", f"lead:{n}|{row['signature']}"
-            rows.append(row | {"metric": metric, "signature": signature})
+            # Which sentence is the first depends on the rule, whatever the metric.
+            rest = row["signature"].replace(f"|sentences:{SENTENCES}", "")
+            signature = f"lead:{n}|sentences:{SENTENCES}|{rest}"
+            rows.append(row | {"metric": f"lead{n}_{row['metric']}", "signature": signature})
     return rows
 
 
@@ -306,7 +343,12 @@ def tagging(predicted: Sequence[Tags], tags: Sequence[Tags]) -> list[Row]:
 
 
 def word_perplexity(nll_sum: float, words: int) -> float:
-    """Of a text whose negative log-likelihood is `nll_sum` nats, whatever its tokens are."""
+    """Perplexity per word of a text of `nll_sum` nats, whatever its tokens are.
+
+    Args:
+      words: of the text split at white space, each line end counted as one more: as Merity et al.
+        (2017) count them, for whose models a line end is a word.
+    """
     try:
         return math.exp(nll_sum / words)
     except OverflowError:
@@ -329,22 +371,35 @@ def of_text(how) -> dict:
 
     Args:
       how: has `tokenize` and `tokenized`: see `schema.Eval`.
+
+    Raises:
+      ValueError: what a tokenizer needs is not installed.
     """
     make = sacrebleu.metrics
     old = "none" if how.tokenized else "13a"
+    try:
+        first = make.BLEU(tokenize=how.tokenize)
+    except (ImportError, RuntimeError):
+        language = how.tokenize.partition("-")[0]
+        raise ValueError(
+            f"eval.tokenize = {how.tokenize}: MeCab or its dictionary is not installed; "
+            f'pip install "sacrebleu[{language}]", or set it to char'
+        ) from None
     return {
-        "bleu": make.BLEU(tokenize=how.tokenize),
+        "bleu": first,
         "chrf": make.CHRF(),
         "ter": make.TER(),
         "bleu_tok_lc": make.BLEU(lowercase=True, tokenize=old, force=True),
     }
 
 
-def translation(how, hypotheses: Sequence[str], references: Sequence[str]) -> list[Row]:
-    """BLEU, chrF and TER of translations against one reference each."""
+def translation(
+    how, hypotheses: Sequence[str], references: Sequence[str | Sequence[str]]
+) -> list[Row]:
+    """BLEU, chrF and TER of translations, each against its reference, or all of its references."""
     rows = []
     for name, metric in of_text(how).items():
-        result = metric.corpus_score(hypotheses, [references])
+        result = _corpus_score(metric, hypotheses, references)
         signature = str(metric.get_signature())
         row = {"metric": name, "score": round(result.score, 4), "signature": signature}
         if name.startswith("bleu"):
@@ -353,6 +408,20 @@ def translation(how, hypotheses: Sequence[str], references: Sequence[str]) -> li
     return rows
 
 
-def bleu(how, hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """The first of these alone."""
-    return of_text(how)["bleu"].corpus_score(hypotheses, [references]).score
+def bleu(how, hypotheses: Sequence[str], references: Sequence[str | Sequence[str]]) -> float:
+    """BLEU of `translation` alone."""
+    return _corpus_score(of_text(how)["bleu"], hypotheses, references).score
+
+
+def _corpus_score(metric, hypotheses, references) -> sacrebleu.metrics.base.Score:
+    """Compute `metric.corpus_score` without holding the n-grams of all references at once: from the
+    statistics of a few sentences after the other, which sacreBLEU adds up."""
+    count, several = _count(hypotheses, references), _several(references)
+    statistics, numbers = [], set()
+    for start in range(0, count, CHUNK):
+        part = slice(start, start + CHUNK)
+        streams = list(itertools.zip_longest(*several[part]))  # None: this one has fewer
+        statistics += metric._extract_corpus_statistics(hypotheses[part], streams)
+        numbers.add(metric.num_refs)
+    metric.num_refs = numbers.pop() if len(numbers) == 1 else -1  # -1: signatures say "var"
+    return metric._aggregate_and_compute(statistics)

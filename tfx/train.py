@@ -11,7 +11,6 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +33,7 @@ from tfx import (
     metrics,
     models,
     optim,
+    scores,
     sharding,
     validate,
     workdir,
@@ -41,50 +41,14 @@ from tfx import (
 from tfx import config as configs
 from tfx.data import pipeline
 from tfx.schema import Config
+from tfx.setup import create_state, init_state
 from tfx.state import TrainState
+
+SHARED = "the workdir has to be one directory, shared by all of them"
 
 
 class Diverged(Exception):
     """The loss or the gradient became NaN or infinite; nothing after it was saved."""
-
-
-def init_state(config: Config, model, tx, mesh) -> tuple[TrainState, TrainState]:
-    """The state at step 0 as `jax.ShapeDtypeStruct`s, and its shardings: optimiser state lies
-    where the parameters lie."""
-    boxed = models.shapes(model)
-    params, placed = sharding.place(boxed, mesh), sharding.of_parameters(boxed, mesh)
-    whole, ema = sharding.replicated(mesh), bool(config.optim.ema)
-    opt_state = jax.eval_shape(tx.init, params)
-    follow = lambda leaf, param, at: at if leaf.shape == param.shape else whole
-    opt_at = optax.tree.map_params(
-        tx, follow, opt_state, params, placed, transform_non_params=lambda _: whole
-    )
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    shapes = TrainState(step, params, opt_state, key, params if ema else None)
-    shardings = TrainState(whole, placed, opt_at, whole, placed if ema else None)
-    like = lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
-    return jax.tree.map(like, shapes, shardings), shardings
-
-
-def create_state(config: Config, model, tx, shardings: TrainState, given=None) -> TrainState:
-    """The state at step 0, on its devices.
-
-    Args:
-      given: parameters to start from, by their path; None: the model's own start.
-    """
-    taken = {path: x for path, x in (given or {}).items() if x is not None}
-
-    def create(key, taken):
-        name = partial(jax.tree_util.keystr, simple=True, separator="/")
-        params = nn.unbox(models.parameters(model, jax.random.fold_in(key, 0)))
-        take = lambda path, own: taken.get(name(path), own).astype(own.dtype)
-        params = jax.tree_util.tree_map_with_path(take, params)
-        ema = jax.tree.map(jnp.copy, params) if config.optim.ema else None
-        rng = jax.random.fold_in(key, 1)
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), rng, ema)
-
-    return jax.jit(create, out_shardings=shardings)(jax.random.key(config.seed), taken)
 
 
 def make_train_step(config: Config, loss, tx, shardings):
@@ -144,6 +108,7 @@ class Parts(NamedTuple):
     batches: pipeline.Batches
     like: TrainState  # shapes and shardings
     shardings: TrainState
+    valid: validate.Data | None
     loss: Callable
     frozen: dict | None = None  # a teacher's parameters
 
@@ -164,7 +129,7 @@ def put_together(config: Config, directory: Path, mesh, say, multiple: int = 0) 
 
 
 def _prepared(config: Config, directory: Path, mesh, say, multiple: int) -> tuple:
-    """What one process prepares for the others: the parts from `ids` to `shardings`."""
+    """What one process prepares for the others: the parts from `ids` to `valid`."""
     bucket.pull(directory)  # the tokenizer that the process that leads has learned
     ids = assemble.open_tokenizer(config, directory, say)
     bucket.publish(directory)
@@ -173,6 +138,7 @@ def _prepared(config: Config, directory: Path, mesh, say, multiple: int) -> tupl
     tx = optim.build(config.optim, config.train.steps, config.model.width, shapes)
     like, shardings = init_state(config, model, tx, mesh)
     sharding.check(models.shapes(model), (), mesh)
+    valid = validate.read(config, ids, directory, say)  # before the training text, which is long
     cuts = sharding.batch_parts(mesh) * config.train.accum
     planned = dict(multiple=multiple or cuts, parts=cuts)
     batches = assemble.open_batches(config, ids, directory, "train", **planned, say=say)
@@ -190,7 +156,7 @@ def _prepared(config: Config, directory: Path, mesh, say, multiple: int) -> tupl
         raise ValueError(
             f"objective.teacher = {place}: it reads other ids; set tokenizer.path to it"
         )
-    return ids, model, tx, batches, like, shardings
+    return ids, model, tx, batches, like, shardings, valid
 
 
 def count(params) -> int:
@@ -198,13 +164,15 @@ def count(params) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def first_state(config: Config, parts: Parts, mesh, checkpoints, say) -> tuple[TrainState, dict]:
-    """The state to go on from, and what the run remembers beside it: the best validation value,
-    evaluations since, the last BLEU, which data and tokenizer it is bound to, of what its batches'
-    rows are a multiple, when it began and how many seconds of training are in the state."""
+def first_state(
+    config: Config, parts: Parts, mesh, checkpoints, measure: validate.Measure, say
+) -> tuple[TrainState, dict]:
+    """The state to go on from, and what the run remembers beside it: the best validation value and
+    its measure, evaluations since, the last BLEU, which data and tokenizer it is bound to, of what
+    its batches' rows are a multiple, how many seconds it ran, and of these how many it trained."""
     bound = {"data": parts.batches.examples.fingerprint, "tokenizer": parts.ids.fingerprint}
-    hosts.agree(bound, "the text has to be the same on all hosts")
-    begun = {"multiple": parts.batches.multiple, "began": time.time(), "productive": 0.0}
+    hosts.agree(bound | measure, "the text has to be the same on all hosts")
+    begun = {"multiple": parts.batches.multiple, "productive": 0.0}
     if checkpoints.steps:
         state, memory = checkpoints.restore(parts.like)
         for what, text in (("data", "training data"), ("tokenizer", "tokenizer")):
@@ -214,12 +182,13 @@ def first_state(config: Config, parts: Parts, mesh, checkpoints, say) -> tuple[T
                     "or start a new workdir with --config.init_from"
                 )
         say(f"resuming from step {int(state.step):,}")
-        return state, begun | memory
+        return state, begun | validate.take_up(memory, measure, say)
     params = None
     if config.init_from:
         params = adopt.parameters(config, parts.model, mesh, say)
     state = create_state(config, parts.model, parts.tx, parts.shardings, params)
-    return state, {"best": None, "stale": 0, "bleu": None} | begun | bound
+    unmeasured = {"best": None, "stale": 0, "bleu": None, "measure": measure}
+    return state, unmeasured | begun | bound
 
 
 def train(config: Config, directory: str, provenance: dict | None = None, profile=()) -> dict:
@@ -239,11 +208,19 @@ def train(config: Config, directory: str, provenance: dict | None = None, profil
     """
     values = {"tfx": tfx.__version__} | configs.flatten(configs.to_dict(config))
     hosts.agree(values, "start all of them with the same tfx and config")
+    new = not (bucket.place(directory) / "config.json").exists()
+    if not new:
+        workdir.check(directory, config)
+        reason, summary = validate.finished(config, directory)
+        hosts.agree({"nothing to do": reason}, SHARED)
+        if reason:
+            if hosts.leads():
+                print(f"nothing to do: {reason}")
+            return summary
     with lock.Lock(directory, "train") as held:
-        new = not (bucket.place(directory) / "config.json").exists()
         mesh, directory = hosts.in_turn(lambda: claim(config, directory, provenance, held))
         start = {f"{bucket.home(directory)}/starts.jsonl": workdir.last_start(directory)}
-        hosts.agree(start, "the workdir has to be one directory, shared by all of them")
+        hosts.agree(start, SHARED)
         keep = dataclasses.asdict(config.checkpoint)
         keep.pop("every")
         with (
@@ -256,8 +233,10 @@ def train(config: Config, directory: str, provenance: dict | None = None, profil
             with workdir.given_back(directory, new and hosts.leads()):
                 planned = checkpoints.meta().get("multiple", 0) if checkpoints.steps else 0
                 parts = put_together(config, directory, mesh, screen.say, planned)
-                state, memory = first_state(config, parts, mesh, checkpoints, screen.say)
-            watch = hosts.in_turn(lambda: validate.make(config, parts, directory, mesh, screen.say))
+                watch = validate.Validation(config, parts, mesh, screen.say)
+                state, memory = first_state(
+                    config, parts, mesh, checkpoints, watch.measure, screen.say
+                )
             mine = directory if hosts.leads() else None
             with (
                 metrics.Writer(mine, int(state.step)) as writer,
@@ -281,7 +260,9 @@ def claim(
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     check(config, mesh)
     workdir.check(directory, config)
-    # A start whose text is not there leaves no workdir behind.
+    # A start whose text, or metric, is not there leaves no workdir behind.
+    if config.eval.bleu_every:
+        scores.of_text(config.eval)
     for split in ("train", "valid") if config.eval.every or config.eval.bleu_every else ("train",):
         assemble.corpora(config, split)
     if not hosts.leads():
@@ -306,6 +287,7 @@ def _loop(config, parts, mesh, state, memory, watch, checkpoints, shown, stoppin
     train_step = make_train_step(config, parts.loss, parts.tx, parts.shardings)
     report = Report(config, parts, mesh, writer, screen)
     every, done, started = config.checkpoint.every, int(state.step), int(state.step)
+    spent, began = memory.get("spent", memory["productive"]), time.time()
     fetch = lambda step: assemble.fetch(parts.batches, step, mesh)
     with (
         contextlib.closing(pipeline.prefetch(fetch, done)) as stream,
@@ -315,12 +297,16 @@ def _loop(config, parts, mesh, state, memory, watch, checkpoints, shown, stoppin
             last, value, improved = done >= config.train.steps, None, False
             if done > started:
                 # Evaluate.
-                with report.paused():
-                    value = watch(state.weights, done, last, memory, writer)
-                if value is not None:
-                    improved = memory["best"] is None or value > memory["best"]
-                    memory["best"] = value if improved else memory["best"]
-                    memory["stale"] = 0 if improved else memory["stale"] + 1
+                try:
+                    with report.paused():
+                        value = watch.evaluate(state.weights, done, last, memory, writer)
+                except Exception:
+                    # Another start would come to the same end; what was trained until here is kept.
+                    report.flush(done, memory)
+                    checkpoints.save(state, memory)
+                    checkpoints.wait()
+                    raise
+                improved = validate.improves(memory, value)
                 # Save.
                 signal, patience = stopping(), config.eval.patience
                 tired = bool(patience) and memory["stale"] >= patience
@@ -329,18 +315,19 @@ def _loop(config, parts, mesh, state, memory, watch, checkpoints, shown, stoppin
                 if stop or done % every == 0 or kept:
                     report.flush(done, memory)
                     trace.stop()  # a signal may come in the middle of it
+                    memory["spent"] = spent + time.time() - began
                     checkpoints.save(state, memory, value)
                 if tired:
-                    screen.say(f"step {done:,}: no gain in {patience} evaluations, stopping early")
+                    screen.say(
+                        f"step {done:,}: no gain in {memory['stale']} evaluations "
+                        f"(eval.patience = {patience}), stopping early"
+                    )
                 if stop:
                     checkpoints.wait()
                 if signal:
                     raise hosts.Stopped(signal, done)
                 if stop:
                     break
-            elif last:
-                screen.say(f"nothing to do: step {done:,} of {config.train.steps:,} is saved")
-                break
             if done + 1 == trace.first:
                 with report.paused():
                     checkpoints.wait()
@@ -359,8 +346,8 @@ def _loop(config, parts, mesh, state, memory, watch, checkpoints, shown, stoppin
                     trace.stop()
             if done % config.train.log_every == 0 or done == config.train.steps:
                 report.flush(done, memory)
-    spent = time.time() - memory["began"]
-    screen.say(f"goodput {memory['productive'] / spent:.1%} of {spent:,.0f} s since the run began")
+    spent += time.time() - began
+    screen.say(f"goodput {memory['productive'] / spent:.1%} of {spent:,.0f} s that the run took")
     compiled = train_step._cache_size()
     return {"step": done, "compiled": compiled, "memory": memory, **report.last}
 
@@ -426,6 +413,8 @@ class Report:
 
 def dry_run(config: Config, directory: str | None = None) -> None:
     """Build everything and train nothing: print parameters, shapes, memory, steps an epoch."""
+    if config.eval.bleu_every:
+        scores.of_text(config.eval)
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     check(config, mesh)
     with (

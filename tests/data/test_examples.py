@@ -64,6 +64,7 @@ def test_each_corpus_begins_and_ends_with_a_separator(tmp_path):
         assert "".join(CHARS.tokens(n for n in ids if n != SEP)) == text
     assert [part.kept for part in stream.rows.parts] == [2, 1, 1]
     assert [part.empty for part in stream.rows.parts] == [0, 1, 0]
+    assert stream.counts.tolist() == [[2, 2, 5], [1, 2, 2], [1, 1, 2]]
 
 
 def test_an_empty_first_corpus_takes_no_separator(tmp_path):
@@ -75,7 +76,7 @@ def test_whole_files_keep_their_lines_and_what_is_blank(tmp_path):
     text = ["ab", "", " c", "xyz"]
     stream = streamed(tmp_path, lines(text), whole=True)
     assert "".join(CHARS.tokens(stream.flat)) == "ab\n\n c\nxyz\n"
-    assert (stream.words, stream.characters) == (3, len("ab\n\n c\nxyz\n"))
+    assert stream.counts.tolist() == [[3, 4, len("ab\n\n c\nxyz\n")]]
 
 
 @FEW
@@ -84,14 +85,16 @@ def test_words_and_characters_are_those_of_the_text(tmp_path_factory, text, whol
     text = [*text, "end"]
     stream = streamed(tmp_path_factory.mktemp("text"), lines(text, size=2), whole=whole)
     kept = [line for line in text if whole or line.strip()]
-    assert stream.words == sum(len(line.split()) for line in kept)
-    assert stream.characters == sum(len(line) + 1 for line in kept)
+    [(words, line_ends, characters)] = stream.counts.tolist()
+    assert words == sum(len(line.split()) for line in kept)
+    assert line_ends == len(text), "blank ones too: a reader of the file counts them"
+    assert characters == sum(len(line) + 1 for line in kept)
     # Both are of the text, however it is cut into ids; but a line end that is none does not count.
     plain = streamed(
         tmp_path_factory.mktemp("text"), lines(text), whole=whole, separator=None, vocab=BERT
     )
     lost = 0 if whole else len(kept)
-    assert (plain.words, plain.characters) == (stream.words, stream.characters - lost)
+    assert plain.counts.tolist() == [[words, line_ends, characters - lost]]
 
 
 # Blocks.
@@ -104,7 +107,8 @@ def flat(*sizes, weights=None):
     parts = tuple(Part("toy", weight, 1, 0, 0) for weight in weights)
     rows = Rows({}, parts, repr(sizes), Path("nowhere"))
     bounds = np.array([0, *stops])
-    return examples.Stream(np.arange(stops[-1]), stops - sizes, stops, bounds, 0, 0, rows)
+    counts = np.zeros((len(stops), 3), int)
+    return examples.Stream(np.arange(stops[-1]), stops - sizes, stops, bounds, counts, rows)
 
 
 def cut_up(stream, step, train, **more):

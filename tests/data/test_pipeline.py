@@ -301,6 +301,26 @@ def test_evaluation_compiles_nothing_new_when_shapes_are_given():
     assert set(valid.shapes) <= set(train.shapes)
 
 
+@pytest.mark.parametrize("shapes", [3, [(12, 8, 8), (6, 16, 16)]], ids=str)
+def test_evaluation_of_one_corpus_after_the_other_is_that_of_all(shapes):
+    pairs = toy(random_lengths(40), [(7, 3.0), (33, 0.5)])
+    every = whole(pairs, train=False, shapes=shapes)
+    seen = []
+    for number, (first, stop) in enumerate([(0, 7), (7, 40)]):
+        alone = whole(pairs, train=False, shapes=shapes, corpus=number)
+        assert set(alone.shapes) <= set(every.shapes), "nothing new to compile"
+        assert alone.examples_per_epoch == stop - first
+        rows = np.concatenate([batch["index"] for batch in epoch_of(alone)])
+        seen += sorted(rows[rows >= 0].tolist())
+        assert seen[first:] == list(range(first, stop))
+
+
+@pytest.mark.parametrize("shapes", [1, [(12, 8, 8)]], ids=str)
+def test_evaluation_rounds_no_row_up_beyond_the_positions_of_a_model(shapes):
+    batches = whole(toy([(90, 2), (3, 3)]), train=False, shapes=shapes, positions=93)
+    assert batches.shapes[-1][1:] == ((92, 4) if shapes == 1 else (93, 64))
+
+
 def test_evaluation_is_the_same_every_time():
     batches = whole(toy(random_lengths(30)), train=False, kind="pack")
     one, two = epoch_of(batches, 0), epoch_of(batches, 3)

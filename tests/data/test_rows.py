@@ -10,8 +10,8 @@ import pytest
 from tfx.data import rows, sources
 
 
-def read(kind: str, path: str, fields: str = "") -> list[tuple]:
-    (corpus,) = sources.open_split("files", path, fields, "train", kind)
+def read(kind: str, path: str, fields: str = "", split: str = "train") -> list[tuple]:
+    (corpus,) = sources.open_split("files", path, fields, split, kind)
     return [row for chunk in corpus.chunks() for row in zip(*chunk, strict=True)]
 
 
@@ -31,9 +31,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def refused(kind: str, path: str, message: str, fields: str = ""):
+def refused(kind: str, path: str, message: str, fields: str = "", split: str = "train"):
     with pytest.raises(ValueError, match=message) as error:
-        read(kind, path, fields)
+        read(kind, path, fields, split)
     assert "\n" not in str(error.value)
 
 
@@ -171,6 +171,25 @@ def test_references():
     write("a.en", "a\nb\n"), write("a.de", "x\n\n")
     assert read("references", "a.en,a.de") == [("a", ["x"]), ("b", [""])]
     assert read("references", "a.en,a.de,tag=<t>") == [("<t> a", ["x"]), ("<t> b", [""])]
+    # Any number of columns, keys or files; what is empty is no reference.
+    table = write("b.tsv", "a\tx\ty\tz\nb\tw\t\tv\nc\t\t\t\n")
+    found = [("a", ["x", "y", "z"]), ("b", ["w", "v"]), ("c", [""])]
+    assert read("references", table, "1,2,3,4") == found
+    assert read("pair", table, "1,2,3,4") == [("a", "x"), ("b", "w"), ("c", "")]
+    keys = [
+        {"s": "a", "t": "x", "u": "y", "v": ["z", "w"]},
+        {"s": "b", "t": "w", "u": "", "v": None},
+    ]
+    found = [("a", ["x", "y", "z", "w"]), ("b", ["w"])]
+    assert read("references", write("d.jsonl", keys), "s,t,u,v") == found
+    write("b.de", "y\n\n"), write("c.de", "\nz\n")
+    parallel = "a.en,a.de,b.de,c.de"
+    assert read("references", parallel, "", "test") == [("a", ["x", "y"]), ("b", ["", "z"])]
+    assert read("pair", parallel, "", "valid") == [("a", "x"), ("b", "")]
+    refused("pair", parallel, "data.train: .* must be two line-parallel text files")
+    short = "a.en,a.de," + write("e.de", "x\n")
+    refused("references", short, "a.en has 2 lines, e.de has 1; ", "", "test")
+    refused("references", table, "must be 5 column numbers from 1", "1,2,3,4,0")
     refused(
         "references",
         write("c.jsonl", [several[0] | {"references": [1]}]),

@@ -281,6 +281,16 @@ def prepared_tasks(prepared):
         ("text", "other", [("o 0",), ("o 1",), ("o 2",)]),
         ("pair", "text,other", [("t 0", "o 0"), ("t 1", "o 1"), ("t 2", "o 2")]),
         ("references", "text,other", [("t 0", ["o 0"]), ("t 1", ["o 1"]), ("t 2", ["o 2"])]),
+        (
+            "references",
+            "text,other,text,tokens",
+            [
+                ("t 0", ["o 0", "t 0"]),
+                ("t 1", ["o 1", "t 1", "a"]),
+                ("t 2", ["o 2", "t 2", "a", "b"]),
+            ],
+        ),
+        ("pair", "text,other,tokens", [("t 0", "o 0"), ("t 1", "o 1"), ("t 2", "o 2")]),
         ("labelled", "", [("t 0", -1), ("t 1", "no"), ("t 2", "yes")]),
         ("labelled", "other,score", [("o 0", 0.0), ("o 1", 0.5), ("o 2", 1.0)]),
         (

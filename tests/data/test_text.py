@@ -203,3 +203,11 @@ def test_a_huge_line_is_refused_before_it_is_read(tmp_path):
         with pytest.raises(ValueError, match="a line of more than"):
             list(text.lines(stream))
         assert stream.tell() < 4 * CAP
+
+
+@given(st.text(alphabet="a \r\n\u2028\x85\f"))
+def test_one_line_is_what_any_reader_takes_for_a_line(content):
+    made = text.one_line(content)
+    assert len(list(text.lines(io.BytesIO(f"{made}\n".encode())))) == 1
+    assert len(io.StringIO(f"{made}\n", newline=None).readlines()) == 1
+    assert made.replace(" ", "") == re.sub("[ \r\n]", "", content), "nothing else is lost"

@@ -109,16 +109,15 @@ class Stream:
     Attributes:
       flat: ids; that of corpus n is flat[starts[n]:stops[n]].
       bounds: where lines begin, and the length of `flat`.
-      words: of the text as it was written, split at white space.
-      characters: of it, line ends counted where a token stands for them.
+      counts: [corpora, 3], of the text as it was written: words, split at white space; line ends,
+        those of blank lines too; characters, line ends counted where a token stands for them.
     """
 
     flat: np.ndarray
     starts: np.ndarray
     stops: np.ndarray
     bounds: np.ndarray
-    words: int
-    characters: int
+    counts: np.ndarray
     rows: Rows
 
 
@@ -145,12 +144,15 @@ def stream(given: Given, whole: bool, separator: int | None) -> Stream:
     recipe = [v.fingerprint, "stream", whole, separator]
     dtypes = {"ids": dtype_of(v), "sizes": np.int64}
     rows = encode_rows(given.corpora, given.folder, recipe, dtypes, encode, given.progress)
-    counts = rows.columns["sizes"].flat.reshape(-1, 2).sum(0).tolist()
-    ids, kept = rows.columns["ids"], [part.kept for part in rows.parts]
-    ends = ids.offsets[np.cumsum([0, *kept])]
+    ids, bounds = rows.columns["ids"], np.cumsum([0, *(part.kept for part in rows.parts)])
+    sums = np.cumsum(np.pad(rows.columns["sizes"].flat.reshape(-1, 2), ((1, 0), (0, 0))), 0)
+    words, characters = np.diff(sums[bounds], axis=0).T
+    line_ends = np.array([part.kept + part.empty for part in rows.parts])
+    counts = np.stack([words, line_ends, characters], 1)
+    ends = ids.offsets[bounds]
     # What is after the last text of a corpus is before the first of the next.
     starts = ends[:-1] - len(apart) * (ends[:-1] > 0)
-    return Stream(ids.flat, starts, ends[1:], ids.offsets, *counts, rows)
+    return Stream(ids.flat, starts, ends[1:], ids.offsets, counts, rows)
 
 
 class Block(NamedTuple):

@@ -46,6 +46,9 @@ class Batches:
       kind: bucket (one example a row) or pack (of pairs: many a row of `max_length`).
       shapes: how many static shapes there may be; or, for evaluation, the shapes themselves.
       train: False: every example once, short ones first; no shuffling, weights or packing.
+      positions: evaluation: the length that no shape is rounded up beyond; 0: any.
+      corpus: evaluation: the number of the corpus whose examples alone are taken, in the shapes of
+        all; None: all are.
 
     Attributes:
       shapes: of what `batch` can return: (rows, length of each side).
@@ -66,15 +69,19 @@ class Batches:
         max_length: int = 256,
         seed: int = 0,
         train: bool = True,
+        positions: int = 0,
+        corpus: int | None = None,
     ):
         self.examples = examples
         self._train, self._seed, self.multiple = train, seed, multiple
         self._packed: Ragged | None = None
         rows = lambda length: np.maximum(tokens // length // multiple, 1) * multiple
-        lengths = examples.lengths
+        lengths, kept = examples.lengths, [part.kept for part in examples.parts]
         growth = 1.0  # of lengths, by subword sampling
         if not train:
-            self._buckets = _evaluation(lengths, shapes, rows, max_length)
+            taken = np.repeat([corpus in (None, number) for number in range(len(kept))], kept)
+            positions = positions or max(map(np.max, lengths)) + LONG
+            self._buckets = _evaluation(lengths, shapes, rows, max_length, positions, taken)
         elif (longest := max(map(np.max, lengths))) > max_length:
             raise ValueError(f"a side of {longest} tokens is above data.max_length={max_length}")
         else:
@@ -100,8 +107,7 @@ class Batches:
         sized = list(zip(self._heights, self._buckets, strict=True))
         self.shapes = [(height, *bucket.lengths) for height, bucket in sized]
         self.steps_per_epoch = sum(bucket.steps for bucket in self._buckets)
-        weights = [part.weight if train else 1.0 for part in examples.parts]
-        times = np.repeat(weights, [part.kept for part in examples.parts])
+        times = np.repeat([part.weight for part in examples.parts], kept) if train else taken
         self.examples_per_epoch = round(times.sum())
         self.tokens_per_epoch = round(growth * times @ lengths[-1])
         cells = sum(bucket.steps * height * sum(bucket.lengths) for height, bucket in sized)
@@ -188,9 +194,9 @@ def prefetch(fn: Callable[[int], object], start: int, depth: int = 2) -> Iterato
         pool.shutdown(cancel_futures=True)
 
 
-def _evaluation(sides, shapes, rows, max_length) -> list[plan.Bucket]:
+def _evaluation(sides, shapes, rows, max_length, positions, taken) -> list[plan.Bucket]:
     if isinstance(shapes, int):
-        up = lambda n: np.where(n > max_length, plan.round_up(n, GRAIN), _rounded(n, max_length))
+        up = lambda n: np.where(n > max_length, _rounded(n, positions), _rounded(n, max_length))
         rounded = [up(lengths) for lengths in sides]
         sizes = plan.best_sizes(np.maximum.reduce(rounded), rows, shapes)
         sizes = plan.narrowed(rounded, sizes)
@@ -198,10 +204,10 @@ def _evaluation(sides, shapes, rows, max_length) -> list[plan.Bucket]:
         sizes = sorted(set(shapes), key=lambda size: max(size[1:]))
         beyond = plan.places(sides, sizes) < 0
         if beyond.any():
-            longest = [int(plan.round_up(n[beyond].max(), LONG)) for n in sides]
+            longest = [min(int(plan.round_up(n[beyond].max(), LONG)), positions) for n in sides]
             sizes.append((int(rows(max(longest))), *longest))
     short_first = np.argsort(np.maximum.reduce(sides), kind="stable").astype(np.int32)
-    return plan.bucketed(sides, plan.Mix(short_first), sizes)
+    return plan.bucketed(sides, plan.Mix(short_first[taken[short_first]]), sizes)
 
 
 def _bucketing(sides, mix, rows, most, max_length) -> list[plan.Bucket]:

@@ -1,7 +1,7 @@
 """What is a row? The columns of every kind of corpus, and how a file holds them.
 
     pair        sentences and their translations       .tsv .jsonl, or two line-parallel files
-    references  the same with several translations     the same
+    references  the same with several translations     the same, or more line-parallel files
     text        lines; blank ones separate documents   any text file, .tsv .jsonl
     labelled    a text, or two, and a class or number  .tsv .jsonl
     questions   SQuAD, 1.1 or 2.0                       .json
@@ -29,12 +29,8 @@ KINDS = {
     "tagged": ("tokens", "tags"),
     "choices": ("text", "choices", "label"),
 }
-# With one field more than usual; pairs leave the third one out.
-LONGER = {
-    "pair": ("source", "target"),
-    "references": ("source", "target", "references"),
-    "labelled": ("text", "second", "label"),
-}
+# With one field more than usual.
+LONGER = {"labelled": ("text", "second", "label")}
 COUNTS = ("no", "one", "two", "three", "four")
 SQUAD = "mend the file, or fetch it again (SQuAD is data[].paragraphs[].qas[])"
 
@@ -49,6 +45,8 @@ def keys_of(kind: str) -> tuple[str, ...]:
 def columns(kind: str, fields: str, what: str, such_as: str) -> list[tuple[str, str]]:
     """(column, field) of what `fields` chooses, by the names of the kind where it is empty.
 
+    Of pairs, all fields behind the first two hold further references: pairs leave them out.
+
     Raises ValueError where it holds too many or too few of `what`, such as `such_as`.
     """
     usual = keys_of(kind)
@@ -56,7 +54,10 @@ def columns(kind: str, fields: str, what: str, such_as: str) -> list[tuple[str, 
     if len(names) == len(usual) and all(names):
         return list(zip(usual, names, strict=True))
     if kind in LONGER and len(names) == 1 + len(usual) and all(names):
-        return list(zip(LONGER[kind], names, strict=False))
+        return list(zip(LONGER[kind], names, strict=True))
+    if kind in ("pair", "references") and len(names) > 2 and all(names):
+        further = ["references"] * (len(names) - 2) if kind == "references" else []
+        return list(zip([*usual, *further], names, strict=False))
     more = f" (or {COUNTS[len(usual) + 1]})" * (kind == "labelled")
     raise ValueError(
         f'data.fields="{fields}" must be {COUNTS[len(usual)]} {what}{more}, such as "{such_as}"'
@@ -93,9 +94,9 @@ def _tsv(kind: str, path: str, fields: str) -> tuple[Rows, str]:
     else:
         chosen = [(column, int(field) - 1) for column, field in chosen]
     if min(at for _, at in chosen) < 0:
+        count = COUNTS[len(chosen)] if len(chosen) < len(COUNTS) else len(chosen)
         raise ValueError(
-            f'data.fields="{fields}" must be {COUNTS[len(chosen)]} column numbers from 1, such as '
-            f'"{numbers}"'
+            f'data.fields="{fields}" must be {count} column numbers from 1, such as "{numbers}"'
         )
     last = max(at for _, at in chosen)
 
@@ -275,6 +276,8 @@ def _list(check: Callable, what: str, least: int = 0) -> Callable:
 
 
 def _references(value, where: str) -> list[str]:
+    if value is None:  # no further ones for this row
+        return []
     return [_text(value, where)] if isinstance(value, str) else _list(_text, "texts")(value, where)
 
 

@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tfx.data import exercises, grammar, text, tfds
@@ -77,8 +78,8 @@ def open_split(source: str, spec: str, fields: str, split: str, kind: str = "pai
     The columns of a kind of rows:
 
         pair        source, target: str
-        references  source: str; references: list of str. Read as pairs are; a third of the fields
-                    names the JSONL key of further ones
+        references  source: str; references: list of str. Read as pairs are: the target, and what
+                    the fields, or the line-parallel files, behind the first two hold
         text        text: str
         labelled    text: str; with three fields second: str; label: str, int or float
         questions   id, question, context: str; answers: list of (text, its first character)
@@ -152,12 +153,14 @@ def _tagged(chunks: Chunks, tag: str, kind: str, where: str) -> Chunks:
 
 
 def _referenced(chunks: Chunks) -> Chunks:
-    """Of (source, target) or (source, target, further ones): (source, all of them)."""
+    """Turn (source, target, lists of further ones ...) into (source, all of them). Where a text of
+    the further ones is empty, that row has fewer."""
 
     def referenced():
-        for source, target, *further in chunks():
-            more = further[0] if further else [[]] * len(target)
-            yield source, [[one, *others] for one, others in zip(target, more, strict=True)]
+        for source, *columns in chunks():
+            columns[0] = [[target] for target in columns[0]]
+            rows = zip(*columns, strict=True)
+            yield source, [[*first, *filter(None, itertools.chain(*more))] for first, *more in rows]
 
     return referenced
 
@@ -190,21 +193,29 @@ def _files(kind: str, names: list[str], fields: str, where: str) -> tuple[Chunks
         _, digest = text.scan(paths[0])
         what = "" if is_pairs else f"{kind} "
         return lambda: in_chunks(rows()), f"{what}{suffix * (suffix in formats)} {digest} {fields}"
-    if len(paths) != 2 or not is_pairs:
+    # Behind the first two there are further references, which training would not read.
+    most = 2 if where == "data.train" else math.inf
+    if not (is_pairs and 2 <= len(paths) <= most):
         endings = " or ".join(f".{suffix}" for suffix in formats if suffix)
         parallel = 'two line-parallel text files, "a.en,a.de", or ' * is_pairs
         other = "text or " * ("" in formats)
         raise ValueError(
             f'{where}: "{",".join(names)}" must be {parallel}one {other}{endings} file (.gz too)'
         )
-    (sources, source_digest), (targets, target_digest) = map(text.scan, paths)
-    if sources != targets:
-        raise ValueError(
-            f"{where}: {paths[0]} has {sources:,} lines, {paths[1]} has {targets:,}; "
-            "line-parallel files have equally many"
-        )
-    pairs = lambda: zip(*map(text.lines, paths), strict=True)
-    return lambda: in_chunks(pairs()), f"lines {source_digest} {target_digest}"
+    counts, digests = zip(*map(text.scan, paths), strict=True)
+    for path, count in zip(paths, counts, strict=True):
+        if count != counts[0]:
+            raise ValueError(
+                f"{where}: {paths[0]} has {counts[0]:,} lines, {path} has {count:,}; "
+                "line-parallel files have equally many"
+            )
+    rows = partial(_parallel, paths if kind == "references" else paths[:2])
+    return lambda: in_chunks(rows()), f"lines {' '.join(digests)}"
+
+
+def _parallel(paths: list[str]) -> Iterator[tuple]:
+    for source, target, *further in zip(*map(text.lines, paths), strict=True):
+        yield source, target, *([line] for line in further)
 
 
 def in_chunks(rows: Iterator[tuple]) -> Iterator[tuple[list, ...]]:

@@ -11,6 +11,7 @@ import functools
 import gzip
 import hashlib
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,15 @@ def lines(source: str | os.PathLike | BinaryIO) -> Iterator[str]:
             break
     if rest:
         yield _line(rest, name, count + 1)
+
+
+def one_line(text: str) -> str:
+    """Replace each line end by a space, so that a file of texts has a line for each.
+
+    A line feed, a carriage return, or both together: what `lines`, or a program that knows all
+    kinds of line ends, takes for one. U+2028 and its like stay, as `lines` leaves them.
+    """
+    return re.sub("\r\n|\r|\n", " ", text)
 
 
 def decode(raw: bytes, name: str, number: int) -> str:

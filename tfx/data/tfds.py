@@ -12,6 +12,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,10 @@ def _columns(tfds, name: str, info, fields: str, kind: str) -> list[tuple[str, V
     keys, said = tuple(fields.split(",")), f"data.fields={fields}"
     if kind == "labelled" and len(keys) == 3:
         wanted = LONGER[kind]
+    if kind == "references":
+        wanted = (*wanted, *["references"] * (len(keys) - 2))
+    if kind == "pair" and len(keys) > 2:  # behind the first two there are further references
+        keys = keys[:2]
     if not fields:
         supervised = info.supervised_keys if are_pairs or kind == "labelled" else None
         keys = supervised or (() if are_pairs else wanted)
@@ -166,6 +171,9 @@ def _columns(tfds, name: str, info, fields: str, kind: str) -> list[tuple[str, V
 def _value(tfds, feature, column: str) -> Value | None:
     """How the values of a feature become those of a column; None where they cannot."""
     inner = getattr(feature, "feature", None)  # of a sequence
+    if column == "references":
+        one = _value(tfds, inner or feature, "text")
+        return one and partial(_listed, one, inner is not None)
     if column in LISTS:
         one = None if inner is None else _value(tfds, inner, LISTS[column])
         return one and (lambda values, where, n: [one(value, where, n) for value in values])
@@ -182,6 +190,10 @@ def _value(tfds, feature, column: str) -> Value | None:
         return lambda value, where, n: feature.int2str(value) if value >= 0 else -1
     number = float if np.issubdtype(feature.np_dtype, np.floating) else int
     return lambda value, where, n: number(value)
+
+
+def _listed(one: Value, several: bool, value, where: str, n: int) -> list:
+    return [one(each, where, n) for each in (value if several else [value])]
 
 
 def _answers(value, where: str, n: int) -> list[tuple[str, int]]:

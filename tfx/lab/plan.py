@@ -27,6 +27,7 @@ from tfx.config import Config
 from tfx.data.tokenizer import Bytes
 from tfx.lab import collectives
 from tfx.objectives import seq2seq
+from tfx.setup import init_state
 
 KNOWN = ("cpu", "v4:2x2x2", "v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v6e:4x4", "tpu7x:2x2x1")
 # The largest slice of each generation; asked for a larger one, libtpu aborts the whole process.
@@ -349,7 +350,7 @@ def _training(config: Config, model, mesh, shape: flops.Shape) -> tuple:
     """The step of tfx/train.py, jitted, and its arguments."""
     shapes = nn.unbox(models.shapes(model))
     tx = optim.build(config.optim, config.train.steps, config.model.width, shapes)
-    like, shardings = train.init_state(config, model, tx, mesh)
+    like, shardings = init_state(config, model, tx, mesh)
     step = train.make_train_step(config, assemble.make_loss(config, model), tx, shardings)
     rows, source, target = shape
     example = seq2seq.make_example(np.zeros(source - 1, np.int32), np.zeros(target - 1, np.int32))
