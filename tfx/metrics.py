@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from tfx import bucket
+from tfx.data import output
 
 LOG = logging.getLogger("tfx")
 
@@ -55,9 +55,7 @@ class Writer:
         self._began = time.time()
         if self._path.exists():
             rows = [r for r in self._path.read_text().splitlines() if _step(r) <= start]
-            part = self._path.with_suffix(".part")
-            part.write_text("".join(row + "\n" for row in rows))
-            os.replace(part, self._path)
+            output.write(self._path, "".join(row + "\n" for row in rows).encode())
         self._file = self._path.open("a", buffering=1)
         board = str(Path(workdir) / "tensorboard")
         self._board = SummaryWriter(board, purge_step=start + 1, flush_secs=30)

@@ -16,7 +16,7 @@ import numpy as np
 
 from tfx import assemble, checkpoint, models, pretrained, workdir
 from tfx import config as configs
-from tfx.data import vocabulary
+from tfx.data import output, vocabulary
 from tfx.data.pieces import as_json
 from tfx.data.segment import open_model
 from tfx.data.tokenizer import Bytes, SentencePiece
@@ -62,7 +62,7 @@ def bring(folder: str | Path, directory: str | Path) -> Config:
       ValueError: they are damaged or do not fit each other, no objective of tfx trains the head,
         or the workdir holds something.
     """
-    _empty(directory)
+    workdir.check_new(directory)
     found, ids = pretrained.read(folder), vocabulary.of_folder(folder)
     try:
         config = configs.from_json(configs.to_json(of_pretrained(found, ids, folder)))
@@ -70,10 +70,10 @@ def bring(folder: str | Path, directory: str | Path) -> Config:
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     command = ["tfx", "import", f"--from={folder}", f"--workdir={directory}"]
-    made = workdir.prepare(directory, config, {"argv": command})
-    ids.save(made)
-    with checkpoint.Checkpoints(made) as saved:
-        saved.save_weights(0, found.params, {"tokenizer": ids.fingerprint})
+    with workdir.new(directory, config, {"argv": command}) as made:
+        ids.save(made)
+        with checkpoint.Checkpoints(made) as saved:
+            saved.save_weights(0, found.params, {"tokenizer": ids.fingerprint})
     return config
 
 
@@ -158,7 +158,7 @@ def check(to: str | Path, format: str, shape: str = "") -> None:
     if bool(shape) != (format == "jax"):
         fix = "is for --format=jax" if shape else "ROWS,LENGTH is missing, such as --shape=8,64"
         raise ValueError(f"--shape{'=' * bool(shape)}{shape} {fix}")
-    _empty(to)
+    output.check_folder(to)
 
 
 def to_hf(run: Run, to: Path, shape: str = "") -> None:
@@ -245,11 +245,11 @@ def to_ctranslate2(run: Run, to: Path, shape: str = "") -> None:
     if found := ctranslate.misfits(c):
         raise ValueError(f"CTranslate2 is not given {', '.join(found)}; try --format=jax")
     spec = ctranslate.specification(c, marian_arrays(run), sides, told)
-    to.mkdir(parents=True, exist_ok=True)
-    spec.save(str(to))
     files = {} if isinstance(ids.source, Bytes) else hf_files(ids)
-    for name, content in files.items():
-        (to / name).write_bytes(content)
+    with output.new_folder(to) as folder:
+        spec.save(str(folder))
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
 
 
 def _is_translator(run: Run) -> bool:
@@ -269,9 +269,3 @@ FORMATS: dict[str, Callable[[Run, Path, str], None]] = {
     "ctranslate2": to_ctranslate2,
     "jax": program.write,
 }
-
-
-def _empty(place: str | Path) -> None:
-    path = Path(place)
-    if "://" not in str(place) and path.exists() and (path.is_file() or any(path.iterdir())):
-        raise ValueError(f"{place}: holds something; choose another folder")

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tfx import models, translate
+from tfx.data import output
 from tfx.models import weights
 from tfx.nn.linear import Product
 from tfx.translate import Run
@@ -69,9 +70,10 @@ def write(run: Run, to: Path, shape: str) -> None:
         "outputs": {name: _told(x, OUTPUTS.get(name, "")) for name, x in outputs.items()},
         "special": special,
     }
-    weights.write(to, params)
-    (to / "program.bin").write_bytes(exported.serialize())
-    (to / "program.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    with output.new_folder(to) as folder:
+        weights.write(folder, params)
+        (folder / "program.bin").write_bytes(exported.serialize())
+        (folder / "program.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
 def flat(params) -> dict[str, np.ndarray]:
