@@ -20,7 +20,7 @@ LAYERS = [
     ["models", "objectives"],
     [
         *("config", "schema", "cli", "workdir", "assemble", "adopt", "scores", "start"),
-        *("checkpoint", "pretrained", "state"),
+        *("checkpoint", "ensemble", "pretrained", "state"),
         *("optim", "hosts", "flops"),
     ],
     ["train", "validate", "evaluate", "translate", "generate", "predict"],
