@@ -97,9 +97,21 @@ def _ready(made: list[str], known: dict[str, str], folder: Path) -> dict[str, st
     ready = {file: _checked(at, known[file], at != folder / file) for file, at in found.items()}
     for file, at in found.items():
         if at != folder / file:  # configs name the plain one
-            with gzip.open(at) as packed, (folder / file).open("wb") as plain:
+            with _whole(folder / file) as part, gzip.open(at) as packed, part.open("wb") as plain:
                 shutil.copyfileobj(packed, plain)
     return ready
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A path beside another one, which takes its place when all has been written."""
+    part = path.with_name(f"{path.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _by_hand(places: list[dict], have: dict) -> str:
@@ -124,27 +136,28 @@ def _checked(path: Path, expected: str | None = None, unpack: bool = False) -> s
 
 def _fetch(urls: list[str], path: Path, expected: str) -> str:
     """Download under another name, check, rename. OSError when no URL gives the file."""
-    part = path.with_name(f"{path.name}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
     reasons = []
     for url in urls:
         print(f"{path.name} <- {url}", flush=True)
         try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT) as response, part.open("wb") as out:
-                shutil.copyfileobj(response, out, 1 << 20)
-                length = int(response.headers.get("Content-Length", out.tell()))
-                if length != out.tell():
-                    raise OSError(f"{out.tell():,} of {length:,} bytes came")
-            sha256 = _checked(part)
-            if expected and sha256 != expected:
-                raise ValueError(f"{url}: sha256 of what came is {sha256}, not {expected}; retry")
-            part.replace(path)
+            with _whole(path) as part:
+                _download(url, part)
+                sha256 = _checked(part)
+                if expected and sha256 != expected:
+                    what = f"sha256 of what came is {sha256}, not {expected}"
+                    raise ValueError(f"{url}: {what}; retry")
             return sha256
         except (OSError, HTTPException) as error:
             reasons.append(str(getattr(error, "reason", error)))
-        finally:
-            part.unlink(missing_ok=True)
     raise OSError("; ".join(reasons))
+
+
+def _download(url: str, path: Path):
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as response, path.open("wb") as out:
+        shutil.copyfileobj(response, out, 1 << 20)
+        length = int(response.headers.get("Content-Length", out.tell()))
+        if length != out.tell():
+            raise OSError(f"{out.tell():,} of {length:,} bytes came")
 
 
 def _reshape(data: dict, folder: Path, sums: dict, ready: dict) -> dict[str, str]:
@@ -154,13 +167,8 @@ def _reshape(data: dict, folder: Path, sums: dict, ready: dict) -> dict[str, str
         if file in ready or source not in sums:
             continue
         print(file, "<-", source, *part, flush=True)
-        scratch = folder / f"{file}.part"
-        try:
-            with scratch.open("wb") as out:
-                _shape(_found(folder, source), part, data.get("pairs"), out)
-            scratch.replace(folder / file)
-        finally:
-            scratch.unlink(missing_ok=True)
+        with _whole(folder / file) as scratch, scratch.open("wb") as out:
+            _shape(_found(folder, source), part, data.get("pairs"), out)
         ready[file] = _checked(folder / file)
         _write_sums(folder, sums | ready)
     return ready
@@ -302,7 +310,8 @@ def _alike(pair: tuple[bytes, bytes], longest: int) -> bool:
 
 def _write_sums(folder: Path, sums: dict[str, str]):
     rows = (f"{sha256}  {file}\n" for file, sha256 in sorted(sums.items()))
-    (folder / "SHA256SUMS").write_text("".join(rows))
+    with _whole(folder / "SHA256SUMS") as part:
+        part.write_text("".join(rows))
 
 
 def _read_sums(path: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ LAYERS = [
     ["models", "objectives"],
     [
         *("config", "schema", "cli", "workdir", "assemble", "adopt", "scores", "start", "setup"),
-        *("checkpoint", "pretrained", "state"),
+        *("checkpoint", "ensemble", "pretrained", "restore", "state"),
         *("optim", "hosts", "flops"),
     ],
     ["train", "validate", "evaluate", "translate", "generate", "predict"],

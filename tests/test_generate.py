@@ -62,8 +62,11 @@ def test_what_is_drawn_depends_on_the_seed(run):
 
 
 def test_what_does_not_fit_is_refused(run):
-    with pytest.raises(ValueError, match=r"6 tokens and 44 more .* 48 positions"):
+    match = r"prompt:1: 6 tokens, the model takes at most 5 \(model.max_length = 48, for 44 more"
+    with pytest.raises(ValueError, match=match):
         continue_texts(run, ["A sees"], length=44)
+    with pytest.raises(ValueError, match=r"^49 tokens are beyond the model's 48 positions"):
+        continue_texts(run, ["A sees"], length=49)
     assert continue_texts(run, ["A sees"], length=43, method="greedy")
 
 

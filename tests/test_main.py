@@ -179,7 +179,7 @@ def test_only_how_answers_are_made_may_change_after_training(capsys, run):
     text = error(capsys, "translate", f"--workdir={run}", "--nbest=5")
     assert text.startswith("--nbest=5: want 1 to 4, the width of the search")
     text = error(capsys, "translate", f"--workdir={run}", "--input=/nowhere")
-    assert text == "/nowhere: no such file"
+    assert text == "/nowhere: no such file; check the path"
 
 
 def test_a_warning_is_one_line_too(capsys):
@@ -276,12 +276,12 @@ def test_eval_hands_on_the_search(monkeypatch, run):
 class Echo:
     """A run whose translations say what was asked for."""
 
-    def search(self, lines, how):
+    def search_together(self, lines, how, seed, before, errors):
         for line in lines:
             found = [(f"{line} {how.method}{how.beam}\n{i}", 0.0 - i) for i in range(how.beam)]
             yield [translate.Hypothesis(*each) for each in found] if line else [EMPTY]
 
-    def score(self, sources, targets):
+    def score(self, sources, targets, errors):
         return [len(s) - len(t) for s, t in zip(sources, targets, strict=True)]
 
 
@@ -291,8 +291,9 @@ EMPTY = translate.Hypothesis("", 0.0)
 @pytest.fixture
 def echo(monkeypatch):
     loaded = []
-    load = lambda *given, config: loaded.append(given) or Echo()
-    module(monkeypatch, "translate", load=load, Hypothesis=translate.Hypothesis)
+    load = lambda *given, config=None: loaded.append(given) or Echo()
+    names = ("Hypothesis", "CHUNK")
+    module(monkeypatch, "translate", load=load, **{n: getattr(translate, n) for n in names})
     return loaded
 
 
@@ -302,7 +303,7 @@ def test_translate_keeps_lines_and_order(echo, run, tmp_path):
     words = [f"--input={source}", f"--output={output}", "--beam=2", "--step=7"]
     assert main(["translate", f"--workdir={run},{run}", *words]) == 0
     assert output.read_bytes().decode() == "b beam2 0\n\nü a\u2028c beam2 0\n"
-    assert echo == [([run, run], 7)]
+    assert echo == [([run, run], [7], 0)]
 
 
 def test_translate_reads_standard_input_and_writes_standard_output(echo, run, capsys, monkeypatch):

@@ -51,7 +51,8 @@ def test_what_is_cut_is_told(run, caplog):
     short = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
     assert not caplog.records
     short.translate(["two", "one two one two one two", "red"])
-    assert "1 of 3 lines are cut to 3 tokens (data.truncate), the first is line 2" in caplog.text
+    cut = "1 line is cut to 3 tokens; the first: line 2 has 6 tokens, the model takes at most 3"
+    assert f"{cut} (data.max_length)" in caplog.text
 
 
 def test_more_lines_than_a_chunk_keep_their_order(run, monkeypatch):
@@ -104,7 +105,7 @@ def test_a_line_that_is_too_long_is_named_and_not_cut(run):
     with pytest.raises(
         ValueError, match=r"line 2 has [\d,]+ tokens, the model takes at most 1,023"
     ):
-        run.translate(["red", "red " * 1100])
+        run.translate(["red", "red " * 1100], long="fail")
 
 
 def test_an_average_of_one_checkpoint_twice_is_that_checkpoint(workdir, run, tmp_path, capsys):
@@ -129,5 +130,5 @@ def test_what_is_not_there(workdir, tmp_path, toy_config):
         tfx.load(workdir, step=7)
     with pytest.raises(ValueError, match="5 checkpoints to average, but only 2"):
         tfx.load(workdir, average=5)
-    with pytest.raises(ValueError, match="choose another --out"):
+    with pytest.raises(ValueError, match="holds something; choose another folder"):
         translate.average(workdir, workdir, last=2)

@@ -21,6 +21,7 @@ from absl import flags
 import tfx
 from tfx import config as configs
 from tfx import terminal
+from tfx.data import output, text
 
 # Annotations of a flag: its type, what stands for its value in the help, the help.
 Spec = Annotated[str, "FILE[:ARG]", "a config file, or a built-in one by its name"]
@@ -30,6 +31,13 @@ Distributed = Annotated[str, "auto|on|off", "several processes: auto: where a cl
 Coordinator = Annotated[str, "HOST:PORT", "where process 0 listens; the same for all processes"]
 Processes = Annotated[int, "N", "how many processes; 0: as detected"]
 Process = Annotated[int, "I", "which one this is, from 0; -1: as detected"]
+Input = Annotated[str, "FILE", "text, a line each (.gz too); -: standard input"]
+Output = Annotated[str, "FILE", "where lines go, all or none of them; FILE.gz is packed"]
+Steps = Annotated[str, "N[,N...]", "which checkpoint; several of a run: an ensemble"]
+Average = Annotated[int, "N", "take the mean of the last N checkpoints"]
+Seed = Annotated[int, "N", "of what is drawn at random"]
+Long = Annotated[str, "cut|skip|fail", "what becomes of a line that is too long, or no text"]
+Chunk = Annotated[int, "N", "lines taken together at most; 0: as many as suit"]
 Overrides = list[str]
 
 
@@ -133,6 +141,50 @@ def parse(verb: str, function: Callable, words: list[str]) -> dict[str, Any]:
     } | more
 
 
+# -------------------------------------------------------------- what flags stand for
+
+
+def steps(step: str) -> list[int] | None:
+    """The numbers of --step; None: whichever is the best."""
+    if step in ("", "0"):
+        return None
+    if not re.fullmatch(r"\d+(,\d+)*", step):
+        raise ValueError(f"--step={step}: want whole numbers, such as --step=1000,2000")
+    return [int(number) for number in step.split(",")]
+
+
+def check_range(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if not 0 <= number < 1 << 32:
+            raise ValueError(f"--{name}={number}: want 0 to {(1 << 32) - 1:,}")
+
+
+def line_errors(input: str, long: str) -> text.LineErrors:
+    """What becomes of bad lines of an input, which is there, and is text as far as one can see."""
+    if input == "-":
+        return text.LineErrors(long, "standard input")
+    text.check(input)
+    return text.LineErrors(long, input)
+
+
+def chunks(input: str, most: int, errors: text.LineErrors) -> Iterator[list[str | None]]:
+    """Lists of lines of a file or of standard input; at a terminal, of one line each."""
+    if input == "-" and sys.stdin.isatty():
+        return ([line] for line in _asked())
+    return text.chunks(sys.stdin.buffer if input == "-" else input, most, errors)
+
+
+def _asked() -> Iterator[str]:
+    """Lines that a person types, until the end of file (Ctrl-D)."""
+    print("a sentence a line; Ctrl-D ends", file=sys.stderr)
+    with contextlib.suppress(EOFError):
+        while True:
+            yield input("> ")
+
+
+# ------------------------------------------------------------------- help and errors
+
+
 def _parameters(function: Callable) -> dict[str, inspect.Parameter]:
     """Those of a function, by the name of their flag."""
     return {name.rstrip("_"): p for name, p in inspect.signature(function).parameters.items()}
@@ -163,7 +215,7 @@ def _about_input(error: Exception) -> bool:
     """
     if isinstance(error, OSError):
         kinds = FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError
-        return isinstance(error, (*kinds, PermissionError))
+        return isinstance(error, (*kinds, PermissionError)) or error.errno in output.FULL
     frame = error.__traceback__
     while frame.tb_next:
         frame = frame.tb_next

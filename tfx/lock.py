@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import secrets
-import signal
 import socket
 import tempfile
 import threading
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tfx import bucket
+from tfx.data import output
 
 NAME = ".lock"
 BEAT = 5.0  # seconds between signs of life
@@ -181,25 +181,8 @@ def making(directory: str | os.PathLike, verb: str) -> Iterator[None]:
     SIGTERM or SIGHUP ends the process, too, which in here raise SystemExit."""
     with Lock(directory, verb, beside(directory)) as held:
         held.acquire()
-        with _signals_raise():
+        with output.signals_as_exceptions():
             yield
-
-
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    def end(number, frame):
-        raise SystemExit(128 + number)
-
-    before = {}
-    with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) == signal.SIG_DFL:
-                before[number] = signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def check(directory: str | os.PathLike) -> None:

@@ -5,24 +5,33 @@ stopped a run after saving, 1 for all else.
 """
 
 import ast
-import contextlib
 import dataclasses
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Annotated, Any, TextIO, get_args
+from collections.abc import Sequence
+from typing import Annotated, Any, get_args
 
 from tfx import cli, lock, schema
 from tfx import config as configs
 from tfx.bucket import place
 from tfx.cli import Coordinator, Distributed, Overrides, Process, Processes, Spec, Step, Workdir
 from tfx.data import text
+from tfx.data.output import check as check_output
+from tfx.data.output import open_text
+from tfx.data.text import one_line
 from tfx.lab import verbs as lab
 from tfx.terminal import tell
 from tfx.workdir import changed as _changed
-from tfx.workdir import check, check_place, find, progress, read_config, read_overrides
+from tfx.workdir import (
+    check,
+    check_place,
+    find,
+    progress,
+    read_config,
+    read_overrides,
+    split,
+)
 
 # What may be another for an evaluation than it was in training.
 ANSWERING = ("decode.", "data.", "eval.", "objective.n_best", "objective.longest")
@@ -122,66 +131,77 @@ def evaluate(
 
 def translate(
     workdir: Annotated[str, "DIR[,DIR...]", "the run's directory; several: an ensemble"],
-    input: Annotated[str, "FILE", "text to translate, a sentence a line"] = "-",
-    output: Annotated[str, "FILE", "where translations go, line for line"] = "-",
+    input: cli.Input = "-",
+    output: cli.Output = "-",
     nbest: Annotated[int, "N", "translations of each line, on lines of their own"] = 1,
     scores: Annotated[bool, "", "put its score and a tab in front of each"] = False,
     sample: Annotated[bool, "", "draw at random: --config.decode.method=sample"] = False,
     beam: Annotated[int, "N", "the same as --config.decode.beam=N"] = 0,
-    step: Step = 0,
+    seed: cli.Seed = 0,
+    long: cli.Long = "cut",
+    chunk: cli.Chunk = 0,
+    step: cli.Steps = "",
+    average: cli.Average = 0,
     *,
     overrides: Overrides,
 ) -> None:
     """Translate a file or standard input, line for line, in order, empty lines included.
 
-    On a terminal, with no --input, it asks for one sentence after another.
+    Lines that come through a pipe are answered as they come. On a terminal, with no --input, it
+    asks for one sentence after another.
 
       tfx translate --workdir=runs/quickstart
       tfx translate --workdir=runs/m30k --input=in.en --output=out.de --beam=5
+      tfx translate --workdir=runs/m30k --step=1000,2000,3000 --input=in.en.gz --long=skip
       echo "A dog runs." | tfx translate --workdir=runs/a,runs/b --nbest=4 --scores
     """
     overrides = ["--config.decode.method=sample"] * sample + overrides
     overrides = [f"--config.decode.beam={beam}"] * bool(beam) + overrides
-    workdirs = workdir.split(",")
-    chosen = _changed(workdirs[0], overrides, ("decode.",))
+    workdirs = split(workdir)
+    chosen = _searching(workdirs, overrides)
     how = chosen.decode
     most = 1 if how.method == "greedy" else how.beam
     if not 1 <= nbest <= most:
         raise ValueError(f"--nbest={nbest}: want 1 to {most}, the width of the search; see --beam")
-    if input != "-" and not Path(input).exists():
-        raise FileNotFoundError(f"{input}: no such file")
-    ask = input == "-" and sys.stdin.isatty()
-    lines = _asked() if ask else text.lines(sys.stdin.buffer if input == "-" else input)
+    cli.check_range(seed=seed, chunk=chunk, average=average)
+    errors = cli.line_errors(input, long)
     from tfx import hosts
     from tfx import translate as translation
 
     hosts.keep_memory()
     hosts.keep_compiled()
-    run = translation.load(workdirs, step or None, config=chosen)
     blank = translation.Hypothesis("", -math.inf)  # an empty line has no second translation
-    with _opened(output) as out:
-        # Many lines are searched at once; whoever is asked wants an answer to each.
-        for chunk in ([line] for line in lines) if ask else [lines]:
-            for found in run.search(chunk, how):
+    with open_text(output, [input]) as out, errors:
+        run = translation.load(workdirs, cli.steps(step), average, chosen)
+        done = 0
+        for lines in cli.chunks(input, chunk or translation.CHUNK, errors):
+            for found in run.search_together(lines, how, seed, done, errors):
                 for sentence, value in [*found, *[blank] * nbest][:nbest]:
-                    sentence = sentence.replace("\n", " ")  # a model of bytes can write any
+                    sentence = one_line(sentence)  # a model of bytes can write any
                     out.write(f"{value:.4f}\t{sentence}\n" if scores else f"{sentence}\n")
             out.flush()
+            done += len(lines)
 
 
 def generate(
     workdir: Workdir,
     prompt: Annotated[str, "TEXT", "what to continue; \\n ends a line"] = "",
-    input: Annotated[str, "FILE", "prompts, a line each, instead"] = "",
+    input: Annotated[
+        str, "FILE", "prompts instead, a line each; line ends of a text become \\n"
+    ] = "",
+    output: cli.Output = "-",
     tokens: Annotated[int, "N", "of a continuation, at most"] = 200,
-    seed: Annotated[int, "N", "of what is drawn"] = 0,
+    seed: cli.Seed = 0,
+    long: cli.Long = "cut",
+    chunk: cli.Chunk = 0,
     step: Step = 0,
     *,
     overrides: Overrides,
 ) -> None:
     """Continue a text with a causal language model; by default drawn at random.
 
-    As many continuations as decode.beam says, 1 unless set here.
+    As many continuations as decode.beam says, 1 unless set here. Of a line that is too long the end
+    is kept (--long=cut); a --prompt is refused.
 
       tfx generate --workdir=runs/shakespeare --prompt="ROMEO:" --tokens=300
       tfx generate --workdir=runs/gpt --prompt="The" --config.decode.temperature=0.8
@@ -191,27 +211,44 @@ def generate(
         raise ValueError("want one of --prompt=TEXT and --input=FILE")
     if tokens < 1:
         raise ValueError(f"--tokens={tokens}: want 1 or more")
+    cli.check_range(seed=seed, chunk=chunk)
     given = ["--config.decode.method=sample", "--config.decode.beam=1", *overrides]
     chosen = _changed(workdir, given, ("decode.",))
-    prompts = list(text.lines(input)) if input else [prompt.replace("\\n", "\n")]
+    how = chosen.decode
+    errors = text.LineErrors("fail", "prompt", "shorten it, or take fewer --tokens")
+    errors = cli.line_errors(input, long) if input else errors
     from tfx import generate as generation
     from tfx import hosts
     from tfx import translate as translation
 
     hosts.keep_memory()
     hosts.keep_compiled()
-    run = translation.load(workdir, step or None, config=chosen)
-    settings = dataclasses.asdict(chosen.decode)
-    for found in generation.continue_texts(run, prompts, tokens, seed, **settings):
-        for hypothesis in found:
-            print(hypothesis.text)
+    settings = dataclasses.asdict(how)
+    count = 1 if how.method == "greedy" else how.beam
+    with open_text(output, [input] if input else []) as out, errors:
+        run = translation.load(workdir, step or None, config=chosen)
+        prompts, done = iter([[prompt.replace("\\n", "\n")]]), 0
+        if input:
+            prompts = cli.chunks(input, chunk or translation.CHUNK, errors)
+        for some in prompts:
+            rest = dict(before=done, errors=errors)
+            for found in generation.continue_texts(run, some, tokens, seed, **rest, **settings):
+                texts = [hypothesis.text for hypothesis in found]
+                if input:  # line for line
+                    texts = [one_line(each.replace("\n", "\\n")) for each in texts]
+                    texts += [""] * (count - len(texts))
+                out.writelines(f"{each}\n" for each in texts)
+            out.flush()
+            done += len(some)
 
 
 def predict(
     workdir: Workdir,
     input: Annotated[str, "FILE", "text, a line each; several of a line are apart by tabs"] = "-",
-    output: Annotated[str, "FILE", "where answers go, line for line"] = "-",
+    output: cli.Output = "-",
     scores: Annotated[bool, "", "put its probability and a tab in front of each class"] = False,
+    long: cli.Long = "cut",
+    chunk: cli.Chunk = 0,
     step: Step = 0,
     *,
     overrides: Overrides,
@@ -219,55 +256,71 @@ def predict(
     """Print what a classifier, a tagger or a reader says of each line; nothing of an empty one.
 
     A line is a text, or two, to classify; words to tag; a text and the choices of how it goes on; a
-    question and the context that has its answer.
+    question and the context that has its answer. What is beyond data.max_length is cut: the longer
+    one of two texts, the end of a question, the last of words to tag, which then get no tag. Lines
+    that come through a pipe are answered as they come.
 
       echo "A charming journey." | tfx predict --workdir=runs/sst2 --scores
       tfx predict --workdir=runs/squad --input=questions.tsv --output=answers.txt
     """
     chosen = _changed(workdir, overrides, ANSWERING)
-    lines = list(text.lines(sys.stdin.buffer if input == "-" else input))
+    cli.check_range(chunk=chunk)
+    errors = cli.line_errors(input, long)
     from tfx import hosts, translate
     from tfx import predict as prediction
 
     hosts.keep_memory()
     hosts.keep_compiled()
-    run = translate.load(workdir, step or None, config=chosen)
-    run = dataclasses.replace(run, config=chosen)
-    with _opened(output) as out:
-        name = "standard input" if input == "-" else input
-        for said, probability in prediction.answer_lines(run, lines, name):
-            known = scores and not math.isnan(probability)
-            out.write(f"{probability:.4f}\t{said}\n" if known else f"{said}\n")
+    with open_text(output, [input]) as out, errors:
+        run = dataclasses.replace(
+            translate.load(workdir, step or None, config=chosen), config=chosen
+        )
+        done = 0
+        for lines in cli.chunks(input, chunk or prediction.CHUNK, errors):
+            for said, probability in prediction.answer_lines(run, lines, errors, done):
+                said, known = one_line(said), scores and not math.isnan(probability)
+                out.write(f"{probability:.4f}\t{said}\n" if known else f"{said}\n")
+            out.flush()
+            done += len(lines)
 
 
 def score(
-    workdir: Workdir,
+    workdir: Annotated[str, "DIR[,DIR...]", "the run's directory; several: an ensemble"],
     source: Annotated[str, "FILE", "sources, a sentence a line"],
     target: Annotated[str, "FILE", "their given translations, line for line"],
-    output: Annotated[str, "FILE", "where the numbers go, line for line"] = "-",
-    step: Step = 0,
+    output: cli.Output = "-",
+    long: cli.Long = "cut",
+    step: cli.Steps = "",
+    average: cli.Average = 0,
     *,
     overrides: Overrides,
 ) -> None:
     """Print the log-probability, in nats, that the model gives to each given translation.
 
-    It is that of the whole line and of ending there; the longer, the lower.
+    It is that of the whole line and of ending there; the longer, the lower. It is nan where a line
+    is skipped.
 
       tfx score --workdir=runs/m30k --source=test.en --target=test.de
     """
-    sources, targets = list(text.lines(source)), list(text.lines(target))
+    check_output(output, [source, target])
+    cli.check_range(average=average)
+    errors = [cli.line_errors(source, long), cli.line_errors(target, long)]
+    sources, targets = (
+        list(text.lines(file, each)) for file, each in zip((source, target), errors, strict=True)
+    )
     if len(sources) != len(targets):
         counts = f"{source} has {len(sources):,} lines, {target} has {len(targets):,}"
         raise ValueError(f"{counts}; a target belongs to the source on the same line")
-    chosen = _changed(workdir, overrides)
+    workdirs = split(workdir)
+    chosen = _changed(workdirs[0], overrides)
     from tfx import hosts
     from tfx import translate as translation
 
     hosts.keep_memory()
     hosts.keep_compiled()
-    run = translation.load(workdir, step or None, config=chosen)
-    with _opened(output) as out:
-        out.writelines(f"{value:.4f}\n" for value in run.score(sources, targets))
+    with open_text(output, [source, target]) as out:
+        run = translation.load(workdirs, cli.steps(step), average, chosen)
+        out.writelines(f"{value:.4f}\n" for value in run.score(sources, targets, errors))
 
 
 def average(
@@ -286,7 +339,8 @@ def average(
     """
     if bool(last) == bool(best):
         raise ValueError("want one of --last=N and --best=N")
-    chosen = _changed(workdir, overrides)
+    workdirs = split(workdir)
+    chosen = _changed(workdirs[0], overrides)
     from tfx import hosts
     from tfx import translate as translation
 
@@ -408,7 +462,7 @@ def _traced(profile: str, config: schema.Config, done: int) -> tuple[int, int]:
     return done + first, done + last
 
 
-def _about(workdir: Path) -> str:
+def _about(workdir) -> str:
     """A run in a line: how far it is, how good, and the hash of its config."""
     run, (step, row) = read_config(workdir), progress(workdir)
     last = "no score"
@@ -421,23 +475,18 @@ def _about(workdir: Path) -> str:
     return f"step {step:,} of {run.train.steps:,}  {last}  {configs.fingerprint(run)}"
 
 
-@contextlib.contextmanager
-def _opened(output: str) -> Iterator[TextIO]:
-    """A text file in UTF-8 with plain newlines, or standard output for "-"."""
-    if output != "-":
-        with open(output, "w", encoding="utf-8", newline="\n") as out:
-            yield out
-    else:
-        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
-        yield sys.stdout
-
-
-def _asked() -> Iterator[str]:
-    """Lines that a person types, until the end of file (Ctrl-D)."""
-    print("a sentence a line; Ctrl-D ends", file=sys.stderr)
-    with contextlib.suppress(EOFError):
-        while True:
-            yield input("> ")
+def _searching(workdirs: list[str], overrides: list[str]) -> schema.Config:
+    """The config of the first of some runs, once overridden; all of them search alike."""
+    first, *others = [_changed(each, overrides, ("decode.",)) for each in workdirs]
+    for name, other in zip(workdirs[1:], others, strict=True):
+        both = dataclasses.asdict(first.decode), dataclasses.asdict(other.decode)
+        for key, ours, theirs in configs.diff(*both):
+            if key != "tokens":  # which only says how large batches are
+                raise ValueError(
+                    f"decode.{key} is {_value(ours)} in {workdirs[0]} and {_value(theirs)} in "
+                    f"{name}; choose with --config.decode.{key}=VALUE"
+                )
+    return first
 
 
 def _value(value: Any) -> str:

@@ -6,8 +6,11 @@ answer_lines(run, ["A charming and often affecting journey."])
 """
 
 import dataclasses
+import functools
+import itertools
 import json
 import math
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +23,8 @@ from tfx import assemble, objectives, scores, sharding, translate
 from tfx.config import Config
 from tfx.data import examples as data
 from tfx.data.sources import Corpus, in_chunks
-from tfx.objectives import inputs, span_qa
+from tfx.data.text import LineErrors
+from tfx.objectives import inputs, span_qa, tag
 from tfx.schema import Decode
 
 
@@ -45,6 +49,7 @@ class Asked(NamedTuple):
 
     Attributes:
       rows: instead of the split's.
+      shapes: of batches; by default such as suit the rows.
     """
 
     run: translate.Run
@@ -52,6 +57,7 @@ class Asked(NamedTuple):
     how: Decode
     directory: Path
     rows: Sequence[Corpus] | None = None
+    shapes: Sequence[tuple] | None = None
 
     @property
     def config(self) -> Config:
@@ -68,7 +74,7 @@ class Asked(NamedTuple):
 
     def batches(self):
         """The split, once through."""
-        how = dict(multiple=sharding.batch_parts(self.run.mesh), train=False)
+        how = dict(multiple=sharding.batch_parts(self.run.mesh), train=False, shapes=self.shapes)
         return assemble.open_batches(*self._where(), **how, rows=self.rows)
 
     def _where(self) -> tuple:
@@ -78,14 +84,7 @@ class Asked(NamedTuple):
         """Of every example by its number, what the model predicts and what is in the batch; the
         model does not see what `unseen` names."""
         run, batches, found = self.run, self.batches(), {}
-
-        def predict(params, batch):
-            index = batch.pop("index")
-            seen = {name: x for name, x in batch.items() if name != unseen}
-            made = run.model.apply({"params": params}, seen, method="predict")
-            return index, {name: made[name] if name in made else batch[name] for name in names}
-
-        step = jax.jit(predict, out_shardings=sharding.replicated(run.mesh))
+        step = _predictor(run.model, run.mesh, names, unseen)
         with jax.set_mesh(run.mesh):
             for number in range(batches.steps_per_epoch):
                 batch = assemble.fetch(batches, number, run.mesh)
@@ -93,6 +92,19 @@ class Asked(NamedTuple):
                 for row in np.flatnonzero(index >= 0).tolist():
                     found[int(index[row])] = {name: made[name][row] for name in names}
         return dict(sorted(found.items()))
+
+
+@functools.lru_cache
+def _predictor(model, mesh, names: tuple[str, ...], unseen: str):
+    """(params, batch) -> index and outputs, jitted once, however often lines are answered."""
+
+    def predict(params, batch):
+        index = batch.pop("index")
+        seen = {name: x for name, x in batch.items() if name != unseen}
+        made = model.apply({"params": params}, seen, method="predict")
+        return index, {name: made[name] if name in made else batch[name] for name in names}
+
+    return jax.jit(predict, out_shardings=sharding.replicated(mesh))
 
 
 def labels(asked: Asked) -> Outcome:
@@ -189,6 +201,7 @@ def task(config: Config):
 
 # ----------------------------------------------------------------------- new text
 
+CHUNK = sys.maxsize  # lines that are answered together: all that there are
 LINES = {  # by the rows that an objective reads: what is between the tabs of a line, and how often
     "labelled": ("TEXT, or TEXT<tab>TEXT", 1, 2),
     "tagged": ("words apart by blanks", 1, 1),
@@ -208,46 +221,134 @@ class Answer(NamedTuple):
     probability: float = math.nan
 
 
-def answer_lines(run: translate.Run, lines: Sequence[str], name: str = "text") -> list[Answer]:
+def answer_lines(
+    run: translate.Run,
+    lines: Sequence[str | None],
+    errors: LineErrors | None = None,
+    before: int = 0,
+) -> list[Answer]:
     """What the model says of each line, in order, and nothing of an empty one. Lines are as LINES
     says; they are read as evaluation reads the rows of a split.
 
     Args:
-      name: of the text, for errors.
+      lines: None stands for one that could not be read.
+      errors: what to do about a line with more tokens than data.max_length. By default it is cut:
+        the longer one of two texts, the end of a question, the last of words to tag, which then
+        get no tag.
+      before: how many lines came before; it numbers them, for errors.
 
     Raises:
-      ValueError: the run writes texts, or goes on with them; a line has other columns, or more
-        tokens than data.max_length.
+      TypeError: one string is given instead of several.
+      ValueError: the run writes texts, or goes on with them; a line has other columns.
     """
-    kind = assemble.objective(run.config).ROWS
+    translate.refuse_string(lines)
+    if errors is None:
+        with LineErrors(name="text") as errors:
+            return answer_lines(run, lines, errors, before)
+    kind, name = assemble.objective(run.config).ROWS, errors.name
     if kind not in LINES:
         other = "tfx translate" if kind == "pair" else "tfx generate, or tfx eval"
         raise ValueError(f"this run has no classes and no answers to choose from; use {other}")
-    rows = [_row(kind, line, f"{name}:{at}") for at, line in enumerate(lines, 1) if line.strip()]
-    if not rows:
-        return [Answer("")] * len(lines)
-    if len(widths := {len(row) for row in rows}) > 1:
+    numbered = enumerate(lines, before + 1)
+    rows = {n: _row(kind, line, f"{name}:{n}") for n, line in numbered if line and line.strip()}
+    if len(widths := {len(row) for row in rows.values()}) > 1:
         raise ValueError(
             f"{name}: lines of {min(widths) - 1} and of {max(widths) - 1} texts; give all as many"
         )
+    rows = _fitting(run, kind, rows, errors)
+    if not rows:
+        return [Answer("")] * len(lines)
     objective = run.config.objective
     if isinstance(objective, span_qa.Config) and not objective.no_answer:
         # Nobody knows the answers: they may be missing here. The model's may not.
         objective = dataclasses.replace(objective, no_answer=True, threshold=math.inf)
-    run = dataclasses.replace(run, config=dataclasses.replace(run.config, objective=objective))
+    data = dataclasses.replace(run.config.data, truncate=True)
+    config = dataclasses.replace(run.config, objective=objective, data=data)
+    run = dataclasses.replace(run, config=config)
     # What is wrong with a row is told by its number: an empty line has one too.
-    given = iter(rows)
-    filled = [next(given) if line.strip() else rows[0] for line in lines]
+    numbers = range(before + 1, before + len(lines) + 1)
+    some = next(iter(rows.values()))
+    filled = [rows.get(n, some) for n in numbers]
     with tempfile.TemporaryDirectory() as folder:
         corpora = [Corpus(name, lambda: in_chunks(iter(filled)))]
-        asked = Asked(run, "test", run.config.decode, Path(folder), corpora)
+        shapes = _shapes(run, len(filled))
+        asked = Asked(run, "test", run.config.decode, Path(folder), corpora, shapes)
         found = task(run.config)(asked)
     said = found.lines
     if kind == "questions":
         said = [json.loads(line)["answer"] for line in said]
     known = found.probabilities or [math.nan] * len(said)
-    answers = zip(lines, map(Answer, said, known), strict=True)
-    return [answer if line.strip() else Answer("") for line, answer in answers]
+    answers = zip(numbers, map(Answer, said, known), strict=True)
+    return [answer if n in rows else Answer("") for n, answer in answers]
+
+
+def _shapes(run: translate.Run, rows: int) -> list[tuple[int, int]] | None:
+    """Shapes for a few rows, which a batch has room for: the same few, whatever the rows are, so
+    that who asks again and again does not compile again and again. None for many."""
+    most, parts = run.config.data.max_length, sharding.batch_parts(run.mesh)
+    if rows * most > run.config.batch.tokens:
+        return None
+    rows = -(-translate.round_up(rows, 1) // parts) * parts
+    lengths = sorted({min(translate.round_up(n), most) for n in range(1, most + 1)})
+    return [(rows, length) for length in lengths]
+
+
+def _fitting(run: translate.Run, kind: str, rows: dict[int, tuple], errors: LineErrors) -> dict:
+    """Rows by their numbers, without those that are skipped. Texts that are too long are left to
+    data.truncate, questions and words are cut here."""
+    v, most, fitting = run.tokenizer, run.config.data.max_length, {}
+    limit = f"data.max_length; it has {run.config.model.max_length:,} positions"
+    lengths = _lengths(kind, list(rows.values()), v)
+    for (number, row), length in zip(rows.items(), lengths, strict=True):
+        if length <= most:
+            fitting[number] = row
+        elif errors.too_long(number, length, most, limit):
+            fitting[number] = CUTS[kind](row, v, most) if kind in CUTS else row
+    return fitting
+
+
+def _lengths(kind: str, rows: list[tuple], v) -> list[int]:
+    """The least tokens that each row takes whole, with what stands around a text."""
+    count = lambda texts: [len(ids) for ids in v.encode(list(texts))]
+    around = {two: len(v.pair([], [] if two else None)[0]) for two in (False, True)}
+    match kind:
+        case "labelled":
+            sides = [count(side) for side in list(zip(*rows, strict=True))[:-1]]
+            return [sum(each) + around[len(sides) == 2] for each in zip(*sides, strict=True)]
+        case "choices":
+            firsts = count(text for text, _, _ in rows)
+            longest = [max(count(several)) for _, several, _ in rows]
+            return [a + b + around[True] for a, b in zip(firsts, longest, strict=True)]
+        case "questions":  # the context is read in windows of a token or more
+            return [n + 1 + around[True] for n in count(row[1] for row in rows)]
+        case "tagged":
+            return [sum(map(len, tag.pieces_of(v, words))) + around[False] for words, _ in rows]
+
+
+def _cut_words(row: tuple, v, most: int) -> tuple:
+    """The first words, as many as fit."""
+    words, tags = row
+    room = most - len(v.pair([])[0])
+    ends = itertools.accumulate(map(len, tag.pieces_of(v, words)))
+    kept = sum(end <= room for end in ends)
+    return words[:kept], tags[:kept]
+
+
+def _cut_question(row: tuple, v, most: int) -> tuple:
+    """The beginning of a question, which leaves half of a row to the context."""
+    where, question, *rest = row
+    room = max((most - len(v.pair([], [])[0])) // 2, 1)
+    kept, over = 0, len(question) + 1  # characters that fit, and that do not
+    while over - kept > 1:
+        middle = (kept + over) // 2
+        if len(v.encode([question[:middle]])[0]) <= room:
+            kept = middle
+        else:
+            over = middle
+    return where, question[:kept], *rest
+
+
+CUTS = {"tagged": _cut_words, "questions": _cut_question}
 
 
 def _row(kind: str, line: str, where: str) -> tuple:

@@ -11,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from tfx import models
+from tfx.data import output
 from tfx.models import hf, weights
 
 TYPES = {  # their model_type: the family of ours, and how their classes' names begin
@@ -109,17 +110,16 @@ def write(
     Raises:
       ValueError: their classes have no such model, or the folder holds something.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: holds something; choose another folder")
+    output.check_folder(folder)
     try:
         config, tensors = to_tensors(model, params, dict(about or {}))
     except ValueError as error:
         raise ValueError(f"{folder}: cannot be written for Hugging Face: {error}") from None
-    weights.write(folder, tensors)
     text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    for name, content in {**(files or {}), "config.json": text.encode()}.items():
-        (folder / name).write_bytes(content)
+    with output.new_folder(folder) as part:
+        weights.write(part, tensors)
+        for name, content in {**(files or {}), "config.json": text.encode()}.items():
+            (part / name).write_bytes(content)
 
 
 def to_tensors(model: nn.Module, params, about: dict) -> tuple[dict[str, Any], dict]:

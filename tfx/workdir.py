@@ -22,6 +22,7 @@ from typing import Any
 import tfx
 from tfx import bucket, records
 from tfx import config as configs
+from tfx.data import output
 from tfx.schema import Config
 
 FOLDERS = ("checkpoints", "data", "tensorboard")
@@ -55,8 +56,8 @@ def prepare(
     start |= {"argv": provenance["argv"], "config": configs.fingerprint(config), "git": revision()}
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _write(path / "overrides.txt", "".join(f"{line}\n" for line in overrides))
-        _write(path / "config.json", configs.to_json(config))
+        output.write(path / "overrides.txt", "".join(f"{x}\n" for x in overrides).encode())
+        output.write(path / "config.json", configs.to_json(config).encode())
         records.append(path / "starts.jsonl", [start | versions()])
     except OSError as error:
         raise ValueError(f"{path}: cannot write here ({error.strerror})") from error
@@ -98,6 +99,55 @@ def check_place(directory: str | os.PathLike) -> None:
     for name in FILES:
         if (path / name).is_dir():
             raise ValueError(f"{path / name}: a folder where the run keeps a file; move it away")
+
+
+def check_new(directory: str | os.PathLike) -> None:
+    """Raises ValueError where `new` cannot make a workdir, for something is there."""
+    place = bucket.place(directory)
+    if isinstance(place, Path):
+        output.check_folder(place)
+    elif place.exists() and any(place.iterdir()):
+        raise ValueError(f"{directory}: holds something; choose another folder")
+
+
+@contextlib.contextmanager
+def new(
+    directory: str | os.PathLike, config: Config, provenance: dict[str, Any] | None = None
+) -> Iterator[Path]:
+    """Make a workdir of what is written inside, which is there when it is whole; see `prepare`.
+
+    In a bucket, where a folder cannot be renamed, the checkpoint comes last: without one it is no
+    run that anything can be done with.
+
+    Raises:
+      ValueError: something is there already.
+    """
+    check_new(directory)
+    place = bucket.place(directory)
+    if isinstance(place, Path):
+        with output.new_folder(place) as folder:
+            yield prepare(folder, config, provenance)
+    else:
+        yield prepare(directory, config, provenance)
+
+
+def split(names: str) -> list[str]:
+    """The workdirs that a list of names separated by commas means.
+
+    A name may have a comma: as many parts as together are the name of a run are one.
+    """
+    parts, found = names.split(","), []
+    while parts:
+        count = len(parts)
+        while count > 1 and not _is_run(",".join(parts[:count])):
+            count -= 1
+        found.append(",".join(parts[:count]))
+        parts = parts[count:]
+    return found
+
+
+def _is_run(name: str) -> bool:
+    return (bucket.place(name) / "config.json").exists()
 
 
 @contextlib.contextmanager
@@ -235,10 +285,3 @@ def revision() -> str:
         return git("rev-parse", "HEAD") + "+" * bool(changed)
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all: a run that is killed here leaves the old file."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, "utf-8")
-    os.replace(new, path)

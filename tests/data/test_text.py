@@ -4,8 +4,10 @@ import codecs
 import gzip
 import hashlib
 import io
+import itertools
 import os
 import re
+import threading
 import tracemalloc
 
 import pytest
@@ -211,3 +213,132 @@ def test_one_line_is_what_any_reader_takes_for_a_line(content):
     assert len(list(text.lines(io.BytesIO(f"{made}\n".encode())))) == 1
     assert len(io.StringIO(f"{made}\n", newline=None).readlines()) == 1
     assert made.replace(" ", "") == re.sub("[ \r\n]", "", content), "nothing else is lost"
+
+
+# ----------------------------------------------------- lines that must not cost the whole file
+
+MIXED = b"a\nb\xff\nc\n" + b"x" * (3 * CAP) + b"\nd\n\0\ne"
+KEPT = ["a", None, "c", None, "d", None, "e"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+@pytest.mark.parametrize("action", ["cut", "skip"])
+def test_a_bad_line_costs_that_line(tmp_path, caplog, action, name):
+    path = write(tmp_path, MIXED, name)
+    with text.LineErrors(action, str(path)) as errors:
+        assert list(text.lines(path, errors)) == KEPT
+        assert list(text.chunks(path, 3, errors)) == [KEPT[:3], KEPT[3:6], KEPT[6:]]
+    assert caplog.messages == [
+        f"6 lines are left empty; the first: {path}:2: byte 2 is not UTF-8 (0xff); convert the "
+        "file (iconv -t UTF-8) or remove the line"
+    ]
+
+
+def test_a_bad_line_fails_where_it_should(tmp_path):
+    path = write(tmp_path, MIXED)
+    for read in (text.lines, lambda *given: text.chunks(path, 9, given[1])):
+        with pytest.raises(ValueError, match=r"a.txt:2: byte 2 is not UTF-8"):
+            list(read(path, text.LineErrors("fail")))
+    with pytest.raises(ValueError, match=r"^--long=fial: choose from cut, skip, fail$"):
+        text.LineErrors("fial")
+
+
+def test_what_is_no_text_at_all_is_refused_however_bad_lines_may_be():
+    with pytest.raises(ValueError, match="UTF-16 text"):
+        list(text.lines(io.BytesIO(codecs.BOM_UTF16_LE + b"a\0"), text.LineErrors("skip")))
+
+
+def test_lines_that_are_too_long_are_counted_with_what_became_of_them(caplog):
+    for action, keep in (("cut", True), ("skip", False)):
+        with text.LineErrors(action, "in.en") as errors:
+            assert errors.too_long(4, 3200, 127, "model.max_length") is keep
+    with text.LineErrors("cut") as errors:
+        for number in (2, 1003):
+            errors.too_long(number, 200, 127, "data.max_length")
+    said = "in.en:4: 3,200 tokens, the model takes at most 127 (model.max_length)"
+    assert caplog.messages == [
+        f"1 line is cut to 127 tokens; the first: {said}",
+        f"1 line is left empty; the first: {said}",
+        "2 lines are cut to 127 tokens; the first: line 2 has 200 tokens, the model takes at most "
+        "127 (data.max_length)",
+    ]
+    errors = text.LineErrors("fail", "in.en")
+    match = re.escape(f"{said}; split the line, or use --long=cut or --long=skip")
+    with pytest.raises(ValueError, match=f"^{match}$"):
+        errors.too_long(4, 3200, 127, "model.max_length")
+
+
+def test_a_file_is_checked_before_it_is_read_and_a_pipe_left_alone(tmp_path):
+    text.check(write(tmp_path, b""))
+    for name, content in (("a.gz", b"plain"), ("b.txt", gzip.compress(b"a"))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match="gzip data"):
+            text.check(tmp_path / name)
+    for wrong in (tmp_path / "no", tmp_path):
+        with pytest.raises((ValueError, FileNotFoundError)):
+            text.check(wrong)
+    os.mkfifo(tmp_path / "pipe")
+    text.check(tmp_path / "pipe")  # which would wait for somebody to write
+
+
+# ------------------------------------------------------------------------------ pipes
+
+
+def test_a_line_of_a_pipe_is_given_to_who_waits_for_it():
+    reading, writing = os.pipe()
+    with open(reading, "rb") as stream:
+        chunks = text.chunks(stream, 100)
+        for line in (b"one\n", b"two\n", b"thr"):
+            os.write(writing, line)
+            if line.endswith(b"\n"):
+                assert next(chunks) == [line.decode().strip()]
+        os.write(writing, b"ee\nfour\nfi")
+        assert next(chunks) == ["three", "four"]  # not waiting for the rest of the fifth
+        os.write(writing, b"ve\n")
+        assert next(chunks) == ["five"]
+        os.write(writing, b"six\nseven")
+        os.close(writing)
+        assert list(itertools.chain(*chunks)) == ["six", "seven"]
+
+
+def test_half_a_line_behind_a_whole_one_does_not_hold_it_back(monkeypatch):
+    reading, writing = os.pipe()
+    poll = text._has_more
+
+    def write_meanwhile(stream, deadline):
+        if not later:
+            later.append(os.write(writing, b"tw"))
+        return poll(stream, deadline)
+
+    later = []
+    monkeypatch.setattr(text, "_has_more", write_meanwhile)
+    with open(reading, "rb") as stream:
+        chunks = text.chunks(stream, 100)
+        os.write(writing, b"one\n")
+        assert next(chunks) == ["one"]
+        os.close(writing)
+        assert list(chunks) == [["tw"]]
+
+
+@pytest.mark.parametrize("most", [1, 2048, 1 << 62])
+def test_what_comes_fast_comes_in_full_chunks(most):
+    reading, writing = os.pipe()
+    content = b"".join(b"%d\n" % n for n in range(10_000))
+
+    def send():
+        with open(writing, "wb") as file:
+            file.write(content)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    with open(reading, "rb") as stream:
+        found = list(text.chunks(stream, most))
+    thread.join()
+    assert [int(line) for chunk in found for line in chunk] == list(range(10_000))
+    assert all(len(chunk) == min(most, 10_000) for chunk in found[:-1])
+
+
+def test_a_file_comes_in_full_chunks(tmp_path):
+    path = write(tmp_path, b"line\n" * 300_000)  # more than is read at once
+    sizes = [len(chunk) for chunk in text.chunks(path, 2048)]
+    assert set(sizes[:-1]) == {2048} and sum(sizes) == 300_000

@@ -3,15 +3,19 @@
 A line ends at a newline byte and nowhere else: a lone CR, U+2028, U+0085, a form feed stay
 inside their line, so that two parallel files keep the same count whatever they hold. One CR
 before the newline and a byte order mark at the start of the file are taken off. All else that
-is not clean UTF-8 text is refused, in one line that says where, what, and what to do.
+is not clean UTF-8 text is refused, in one line that says where, what, and what to do; or, where a
+line must not cost the whole file, left out and counted (`LineErrors`).
 """
 
 import codecs
 import functools
 import gzip
 import hashlib
+import logging
 import os
 import re
+import select
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +24,8 @@ from typing import BinaryIO
 
 LINE_CAP = 1 << 20  # bytes
 CHUNK = 1 << 20
+PATIENCE = 0.05  # seconds that a line waits for others to come through a pipe
+ACTIONS = ("cut", "skip", "fail")
 GZIP = b"\x1f\x8b"
 
 # How the first bytes of what is not text begin: what it is, what to do. UTF-32 goes before
@@ -38,31 +44,129 @@ NOT_TEXT = (
 )
 
 
-def lines(source: str | os.PathLike | BinaryIO) -> Iterator[str]:
+class LineErrors:
+    """What is done about lines that cannot be used as they are, and how many there were.
+
+    Args:
+      action: of a line with too many tokens: cut it, skip it (nothing is computed and its answer is
+        empty), or fail (ValueError). A line that is no text is skipped, or fails.
+      name: of the text, for messages.
+      fix: what to do about a line that is too long, for the error.
+
+    As a context manager it logs a warning at its end: how many, and the first of them.
+    """
+
+    def __init__(self, action: str = "cut", name: str = "", fix: str = ""):
+        if action not in ACTIONS:
+            raise ValueError(f"--long={action}: choose from {', '.join(ACTIONS)}")
+        self.action, self.name = action, name
+        self._fix = fix or "split the line, or use --long=cut or --long=skip"
+        self._counts = {}  # outcome: (how many lines, the first of them)
+
+    def no_text(self, message: str) -> None:
+        """Record a line that cannot be decoded."""
+        if self.action == "fail":
+            raise ValueError(message)
+        self._record(message, "left empty")
+
+    def too_long(self, number: int, tokens: int, room: int, limit: str) -> bool:
+        """Record line `number` (from 1), which has more tokens than there is room for.
+
+        Args:
+          limit: what says so: a key of the config.
+
+        Returns:
+          Whether to cut it; otherwise it is skipped.
+        """
+        where = f"{self.name}:{number}:" if self.name else f"line {number} has"
+        message = f"{where} {tokens:,} tokens, the model takes at most {room:,} ({limit})"
+        if self.action == "fail":
+            raise ValueError(f"{message}; {self._fix}")
+        self._record(message, "left empty" if self.action == "skip" else f"cut to {room:,} tokens")
+        return self.action == "cut"
+
+    def _record(self, message: str, outcome: str) -> None:
+        count, first = self._counts.get(outcome, (0, message))
+        self._counts[outcome] = count + 1, first
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *exception):
+        for outcome, (count, first) in self._counts.items():
+            lines = "1 line is" if count == 1 else f"{count:,} lines are"
+            logging.getLogger("tfx").warning("%s %s; the first: %s", lines, outcome, first)
+        self._counts = {}
+
+
+def check(path: str | os.PathLike) -> None:
+    """Raise what reading a file would raise at its beginning; a pipe is left alone."""
+    if os.path.isfile(path) or not os.path.exists(path) or os.path.isdir(path):
+        next(_chunks(path), None)
+
+
+def lines(
+    source: str | os.PathLike | BinaryIO, errors: LineErrors | None = None
+) -> Iterator[str | None]:
     """Lines of a text file, plain or .gz, or of a buffered binary stream such as `stdin.buffer`.
 
     Never holds more than a line and a chunk. An empty source has no lines; a last line
     without a newline counts. Raises ValueError or FileNotFoundError, `FILE:LINE: what; fix`.
+
+    Args:
+      errors: what to do about a line that is no text; None is yielded where it lets that pass.
     """
-    name, count, rest = _name(source), 0, b""
-    for chunk in _chunks(source):
-        *whole, rest = (rest + chunk).split(b"\n")
-        for number, raw in enumerate(whole, count + 1):
-            yield _line(raw, name, number)
-        count += len(whole)
-        if len(rest) > LINE_CAP:
-            break
-    if rest:
-        yield _line(rest, name, count + 1)
+    name, number = _name(source), 0
+    for raws in _raw_lines(source):
+        for raw in raws:
+            number += 1
+            yield _line(raw, name, number, errors)
+
+
+def chunks(
+    source: str | os.PathLike | BinaryIO, most: int, errors: LineErrors | None = None
+) -> Iterator[list[str | None]]:
+    """Lines in lists of `most`; of a pipe fewer, where no more of them come at once.
+
+    Whoever writes a line into the pipe and waits gets a list of that line alone. Arguments and
+    errors as in `lines`.
+    """
+    name, before, held, deadline = _name(source), 0, [], 0.0
+    with _opened(source) as stream:
+        for raws in _raw_lines(stream):
+            deadline = time.monotonic() + PATIENCE if not held else deadline
+            held += raws
+            whole = len(held) - len(held) % most if _has_more(stream, deadline) else len(held)
+            yield from _lists(held[:whole], most, name, before, errors)
+            held, before = held[whole:], before + whole
+    yield from _lists(held, most, name, before, errors)
+
+
+def _lists(raws: list[bytes], most: int, name: str, before: int, errors) -> Iterator[list]:
+    for at in range(0, len(raws), most):
+        some = enumerate(raws[at : at + most], before + at + 1)
+        yield [_line(raw, name, number, errors) for number, raw in some]
+
+
+def _has_more(stream: BinaryIO, deadline: float) -> bool:
+    """Whether reading does not block, now or before a time of `time.monotonic`; at the end of a
+    stream it does not."""
+    poll = select.poll()
+    try:
+        poll.register(stream, select.POLLIN)
+    except OSError:  # no file of the system: all of it is there
+        return True
+    return bool(poll.poll(1000 * max(deadline - time.monotonic(), 0)))
 
 
 def one_line(text: str) -> str:
-    """Replace each line end by a space, so that a file of texts has a line for each.
+    """Replace each line end by a space, so that a file of texts has a line for each; and each NUL,
+    which `lines` refuses.
 
     A line feed, a carriage return, or both together: what `lines`, or a program that knows all
     kinds of line ends, takes for one. U+2028 and its like stay, as `lines` leaves them.
     """
-    return re.sub("\r\n|\r|\n", " ", text)
+    return re.sub("\r\n|[\r\n\0]", " ", text)
 
 
 def decode(raw: bytes, name: str, number: int) -> str:
@@ -105,8 +209,32 @@ def _scanned(path: str | os.PathLike, version) -> tuple[int, str]:
     return count + (not last.endswith(b"\n")), digest.hexdigest()
 
 
-def _line(raw: bytes, name: str, number: int) -> str:
-    line = decode(raw, name, number).removesuffix("\r")
+def _raw_lines(source: str | os.PathLike | BinaryIO) -> Iterator[list[bytes]]:
+    """After every reading the lines that ended there; of one that is beyond the cap just so much
+    that it shows."""
+    rest, dropping = b"", False
+    for chunk in _chunks(source):
+        first, *others = chunk.split(b"\n")
+        if dropping and not others:
+            continue
+        *whole, rest = others if dropping else (rest + first, *others)
+        dropping = len(rest) > LINE_CAP
+        if dropping:
+            whole.append(rest[: LINE_CAP + 1])
+            rest = b""
+        yield whole
+    if rest:
+        yield [rest]
+
+
+def _line(raw: bytes, name: str, number: int, errors: LineErrors | None = None) -> str | None:
+    try:
+        line = decode(raw, name, number).removesuffix("\r")
+    except ValueError as error:
+        if errors is None:
+            raise
+        errors.no_text(f"{error}")
+        return None
     return line.removeprefix("\ufeff") if number == 1 else line
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import sentencepiece
 
-from tfx.data import vocabulary
+from tfx.data import output, vocabulary
 from tfx.data.families import FAMILIES, Ends
 from tfx.data.pieces import as_json, evenly, refuse_surrogates, refuse_unknown, sentencepiece_model
 from tfx.data.segment import THREADS, open_model
-from tfx.data.vocabulary import checked, write
+from tfx.data.vocabulary import checked
 
 PAD, EOS, UNK, BOS = range(4)
 SPECIAL = {"pad": PAD, "eos": EOS, "unk": UNK, "bos": BOS}
@@ -132,10 +132,10 @@ class Tokenizer:
         if self.kind != "bytes":
             names = JOINT if self.source is self.target else PER_SIDE
             for name, side in zip(names, (self.source, self.target), strict=False):
-                write(Path(workdir, name), side.model)
+                output.write(Path(workdir, name), side.model)
                 sums[name] = side.fingerprint
         about = {"kind": self.kind, "vocab": self.vocab_sizes, "special": SPECIAL, "sha256": sums}
-        write(Path(workdir, "tokenizer.json"), as_json(about))
+        output.write(Path(workdir, "tokenizer.json"), as_json(about))
 
 
 def build(

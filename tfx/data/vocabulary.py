@@ -13,14 +13,13 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tfx.data import pieces
+from tfx.data import output, pieces
 from tfx.data.families import (
     FAMILIES,
     LAYOUTS,
@@ -150,10 +149,10 @@ class Vocabulary:
         Path(workdir, FOLDER).mkdir(parents=True, exist_ok=True)
         sums = {}
         for name, content in self.files.items():
-            write(Path(workdir, FOLDER, name), content)
+            output.write(Path(workdir, FOLDER, name), content)
             sums[f"{FOLDER}/{name}"] = hashlib.sha256(content).hexdigest()
         about = {"kind": self.family, "vocab": self.vocab_size, "special": self.special}
-        write(Path(workdir, "tokenizer.json"), pieces.as_json(about | {"sha256": sums}))
+        output.write(Path(workdir, "tokenizer.json"), pieces.as_json(about | {"sha256": sums}))
 
 
 def _fitted(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -272,12 +271,6 @@ def checked(path: Path, saved: str) -> bytes:
             f"tokenizer.json says {saved[:12]}...; copy the right file back"
         )
     return content
-
-
-def write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def _read(path: Path) -> bytes:

@@ -16,7 +16,7 @@ import numpy as np
 
 from tfx import assemble, checkpoint, lock, models, pretrained, workdir
 from tfx import config as configs
-from tfx.data import vocabulary
+from tfx.data import output, vocabulary
 from tfx.data.pieces import as_json
 from tfx.data.segment import open_model
 from tfx.data.tokenizer import Bytes, SentencePiece
@@ -63,7 +63,7 @@ def bring(folder: str | Path, directory: str | Path) -> Config:
         or the workdir holds something.
     """
     lock.check(directory)
-    _empty(directory)
+    workdir.check_new(directory)
     found, ids = pretrained.read(folder), vocabulary.of_folder(folder)
     try:
         config = configs.from_json(configs.to_json(of_pretrained(found, ids, folder)))
@@ -71,9 +71,10 @@ def bring(folder: str | Path, directory: str | Path) -> Config:
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     command = ["tfx", "import", f"--from={folder}", f"--workdir={directory}"]
-    with lock.making(directory, "import"):
-        _empty(directory)
-        made = workdir.prepare(directory, config, {"argv": command})
+    with (
+        lock.making(directory, "import"),
+        workdir.new(directory, config, {"argv": command}) as made,
+    ):
         ids.save(made)
         with checkpoint.Checkpoints(made) as saved:
             saved.save_weights(0, found.params, {"tokenizer": ids.fingerprint})
@@ -148,7 +149,6 @@ def export(run: Run, to: str | Path, format: str, shape: str = "") -> list[str]:
     if run.others:
         raise ValueError("an ensemble is no single model: export its runs one by one")
     with lock.making(to, "export"):
-        _empty(to)
         on_host = dataclasses.replace(run, params=jax.device_get(run.params))
         FORMATS[format](on_host, Path(to), shape)
     return sorted(path.name for path in Path(to).iterdir())
@@ -168,7 +168,7 @@ def check(to: str | Path, format: str, shape: str = "") -> None:
         package, extra = NEEDS[format]
         raise ValueError(f'--format={format} needs {package}: pip install "tfx-research[{extra}]"')
     lock.check(to)
-    _empty(to)
+    output.check_folder(to)
 
 
 def to_hf(run: Run, to: Path, shape: str = "") -> None:
@@ -253,11 +253,11 @@ def to_ctranslate2(run: Run, to: Path, shape: str = "") -> None:
     if found := ctranslate.misfits(c):
         raise ValueError(f"CTranslate2 is not given {', '.join(found)}; try --format=jax")
     spec = ctranslate.specification(c, marian_arrays(run), sides, told)
-    to.mkdir(parents=True, exist_ok=True)
-    spec.save(str(to))
     files = {} if isinstance(ids.source, Bytes) else hf_files(ids)
-    for name, content in files.items():
-        (to / name).write_bytes(content)
+    with output.new_folder(to) as folder:
+        spec.save(str(folder))
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
 
 
 def _is_translator(run: Run) -> bool:
@@ -278,9 +278,3 @@ FORMATS: dict[str, Callable[[Run, Path, str], None]] = {
     "ctranslate2": to_ctranslate2,
     "jax": program.write,
 }
-
-
-def _empty(place: str | Path) -> None:
-    path = Path(place)
-    if "://" not in str(place) and path.exists() and (path.is_file() or any(path.iterdir())):
-        raise ValueError(f"{place}: holds something; choose another folder")

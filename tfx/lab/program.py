@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tfx import models, translate
+from tfx.data import output
 from tfx.models import weights
 from tfx.nn.linear import Product
 from tfx.translate import Run
@@ -66,10 +67,11 @@ def write(run: Run, to: Path, shape: str) -> None:
         "special": special,
         "ends": run.tokenizer.ends._asdict(),
     }
-    weights.write(to, params)
-    (to / "program.bin").write_bytes(exported.serialize())
-    run.tokenizer.save(to)
-    (to / "program.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    with output.new_folder(to) as folder:
+        weights.write(folder, params)
+        (folder / "program.bin").write_bytes(exported.serialize())
+        run.tokenizer.save(folder)
+        (folder / "program.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
 def flat(params) -> dict[str, np.ndarray]:

@@ -88,13 +88,7 @@ def _in_parts(table_VD, states_RD, targets_R, weights_R, smoothed, z_loss, gradi
         return part((states_RD, targets_R, weights_R))
     # Padding goes last: parts that hold nothing else are skipped.
     order_R = jnp.argsort(weights_R <= 0, stable=True)
-    parts = -(-count // rows)
-
-    def cut(x):
-        x = jnp.pad(x[order_R], [(0, parts * rows - count)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(parts, rows, *x.shape[1:])
-
-    inputs = jax.tree.map(cut, (states_RD, targets_R, weights_R))
+    inputs = [_cut(x[order_R], rows) for x in (states_RD, targets_R, weights_R)]
     nothing = jax.tree.map(
         jnp.zeros_like, jax.eval_shape(part, jax.tree.map(lambda x: x[0], inputs))
     )
@@ -109,8 +103,15 @@ def _in_parts(table_VD, states_RD, targets_R, weights_R, smoothed, z_loss, gradi
     (sums, table), states = lax.scan(add, start, inputs)
     if not gradients:
         return sums, None
-    states_RD = states.reshape(parts * rows, -1)[jnp.argsort(order_R)]
+    states_RD = states.reshape(-1, states.shape[-1])[jnp.argsort(order_R)]
     return sums, (table, states_RD)
+
+
+def _cut(x, size: int):
+    """Rows in parts of `size`, the last one filled up with zeros."""
+    parts = -(-len(x) // size)
+    x = jnp.pad(x, [(0, parts * size - len(x))] + [(0, 0)] * (x.ndim - 1))
+    return x.reshape(parts, size, *x.shape[1:])
 
 
 def _part(table_VD, smoothed, z_loss, gradients, inputs):
@@ -139,6 +140,35 @@ def _part(table_VD, smoothed, z_loss, gradients, inputs):
         jnp.einsum("RV,VD->RD", gradient_RV, table_VD, **exact),
     )
     return sums, (table_VD, states_RD)
+
+
+def log_probabilities(
+    states_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array
+) -> jax.Array:
+    """Log-probability of each target under the logits `states table^T`, which are never held whole.
+
+    Args:
+      states_BTD, table_VD, targets_BT: as in `cross_entropy`.
+
+    Returns:
+      [B, T], float32, in nats.
+    """
+    rows = (states_BTD.reshape(-1, states_BTD.shape[-1]), targets_BT.ravel())
+    count, vocab = targets_BT.size, table_VD.shape[0]
+    size = max(AT_ONCE.get(jax.default_backend(), AT_ONCE_ELSEWHERE) // vocab, 64)
+
+    def part(inputs):
+        states_RD, targets_R = inputs
+        exact = dict(preferred_element_type=jnp.float32)
+        logits_RV = jnp.einsum("RD,VD->RV", states_RD, table_VD, **exact)
+        target_R = jnp.take_along_axis(logits_RV, targets_R[:, None], -1)[:, 0]
+        return target_R - jax.nn.logsumexp(logits_RV, axis=-1)
+
+    if size >= count or jax.sharding.get_abstract_mesh().size > 1:
+        return part(rows).reshape(targets_BT.shape)
+    cut = functools.partial(_cut, size=size)
+    logp_R = lax.map(part, jax.tree.map(cut, rows)).ravel()[:count]
+    return logp_R.reshape(targets_BT.shape)
 
 
 def sum_of_means(*terms: tuple[float, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -201,12 +231,7 @@ def distillation(
     size = max(AT_ONCE.get(jax.default_backend(), AT_ONCE_ELSEWHERE) // held, 64)
     if size >= count or jax.sharding.get_abstract_mesh().size > 1:
         return part(tables, inputs)
-    parts = -(-count // size)
-
-    def cut(x):
-        x = jnp.pad(x, [(0, parts * size - count)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(parts, size, *x.shape[1:])
-
+    cut = functools.partial(_cut, size=size)
     add = lambda total, inputs: (total + part(tables, inputs), None)
     return lax.scan(add, jnp.zeros(()), jax.tree.map(cut, inputs))[0]
 

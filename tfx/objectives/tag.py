@@ -36,11 +36,8 @@ def examples(config: Config, given: data.Given) -> data.Examples:
         for number, (row, labels) in enumerate(zip(words, tags, strict=True)):
             if len(row) != len(labels):
                 raise data.RowError(number, f"{len(row)} words, {len(labels)} tags; mend it")
-            # A space tells byte-level BPE that a word begins; others do not see it.
-            pieces = v.encode([f" {word}" if at else word for at, word in enumerate(row)])
             with data.row(number):
-                # A word that a tokenizer drops whole is one that it does not know.
-                pieces = [piece or [inputs.special(v).get("unk")] for piece in pieces]
+                pieces = pieces_of(v, row)
                 numbers = [number_of(label, names, c.classes) for label in labels]
             ids = [each for piece in pieces for each in piece]
             is_long = len(ids) > room
@@ -77,6 +74,14 @@ def examples(config: Config, given: data.Given) -> data.Examples:
 
 
 IGNORED = -100  # the label of a token that is not scored
+
+
+def pieces_of(vocabulary, words: Sequence[str]) -> list[list[int]]:
+    """Ids of every word, one or more."""
+    # A space tells byte-level BPE that a word begins; others do not see it.
+    pieces = vocabulary.encode([f" {word}" if at else word for at, word in enumerate(words)])
+    # A word that a tokenizer drops whole is one that it does not know.
+    return [piece or [inputs.special(vocabulary).get("unk")] for piece in pieces]
 
 
 def spread(labels: Sequence[int], words: Sequence[Sequence[int]]) -> list[int]:
