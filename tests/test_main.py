@@ -303,7 +303,9 @@ def test_translate_keeps_lines_and_order(echo, run, tmp_path):
     words = [f"--input={source}", f"--output={output}", "--beam=2", "--step=7"]
     assert main(["translate", f"--workdir={run},{run}", *words]) == 0
     assert output.read_bytes().decode() == "b beam2 0\n\nü a\u2028c beam2 0\n"
-    assert echo == [([run, run], [7], 0)]
+    [(workdirs, steps, average, config)] = echo
+    assert (workdirs, steps, average) == ([run, run], [7], 0)
+    assert config.decode.beam == 2
 
 
 def test_translate_reads_standard_input_and_writes_standard_output(echo, run, capsys, monkeypatch):

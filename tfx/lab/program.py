@@ -65,8 +65,9 @@ def write(run: Run, to: Path, shape: str) -> None:
         "inputs": {name: _told(x, INPUTS[name]) for name, x in inputs.items()},
         "outputs": {name: _told(x, OUTPUTS.get(name, "")) for name, x in outputs.items()},
         "special": special,
-        "ends": run.tokenizer.ends._asdict(),
     }
+    if "source" in run.model.INPUTS:  # what a decoder begins with, and what stands around a text
+        told["ends"] = run.tokenizer.ends._asdict()
     with output.new_folder(to) as folder:
         weights.write(folder, params)
         (folder / "program.bin").write_bytes(exported.serialize())
