@@ -225,11 +225,13 @@ def watchdog(seconds: float):
 
     It is a thread of C that does this: also where Python itself hangs.
     """
-    alive = lambda: faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
-    try:
-        yield alive if seconds else lambda: None
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+    with open(os.devnull, "w") as nowhere:  # of a process without standard error
+        stacks = sys.__stderr__ or nowhere
+        alive = lambda: faulthandler.dump_traceback_later(seconds, exit=True, file=stacks)
+        try:
+            yield alive if seconds else lambda: None
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 @contextlib.contextmanager

@@ -283,6 +283,7 @@ def average(
     """
     if bool(last) == bool(best):
         raise ValueError("want one of --last=N and --best=N")
+    lock.check(out)
     chosen = _changed(workdir, overrides)
     from tfx import hosts
     from tfx import translate as translation
