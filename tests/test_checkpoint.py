@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import tfx
-from tfx import assemble, checkpoint, sharding
+from tfx import assemble, checkpoint, lock, sharding
 from tfx.state import TrainState
 from tfx.train import train
 
@@ -256,5 +256,17 @@ def test_a_checkpoint_that_a_run_removed_meanwhile_is_not_called_damaged(three, 
     run = shutil.copytree(directory, tmp_path / "run")
     with checkpoint.Checkpoints(run) as checkpoints:
         shutil.rmtree(run / "checkpoints/10")
+        with pytest.raises(ValueError, match="10: was removed while it was read"):
+            checkpoints.weights(like(full.params), 10)
+
+
+def test_a_run_that_saves_here_may_just_be_removing_it(three, tmp_path, monkeypatch):
+    directory, full = three
+    run = shutil.copytree(directory, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints/10/params")  # which is half of the work
+    remove = lambda seconds: shutil.rmtree(run / "checkpoints/10")
+    monkeypatch.setattr(checkpoint.time, "sleep", remove)
+    with lock.Lock(run, "train") as held, checkpoint.Checkpoints(run) as checkpoints:
+        held.acquire()
         with pytest.raises(ValueError, match="10: was removed while it was read"):
             checkpoints.weights(like(full.params), 10)

@@ -5,6 +5,7 @@ the step, the RNG key) and `meta` (JSON). Translation reads one of the first two
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,7 @@ class Checkpoints:
     def _damaged(self, step: int, wanted: Iterable[str], why: str) -> str:
         """A line that says what is wrong with a checkpoint, and which ones to take instead."""
         where = self._home / f"{step}"
+        self._await_removal()
         if not where.exists():
             return f"{where}: was removed while it was read, as a run does that saves; try again"
         others = sorted(each for each in self._folders() if each != step)
@@ -231,6 +233,13 @@ class Checkpoints:
             f"checkpoint {where} is damaged ({why}); intact: {names}; {fix if wanted else ''}move "
             "that folder away and the run goes on from there"
         )
+
+    def _await_removal(self) -> None:
+        """Give a run that saves here a moment: what looks damaged it may be about to remove."""
+        try:
+            lock.check(self._workdir)
+        except lock.Held:
+            time.sleep(1)
 
     def _folders(self) -> list[int]:
         """The steps that have a folder, whatever is in it."""
