@@ -64,8 +64,9 @@ def write(run: Run, to: Path, shape: str) -> None:
         "inputs": {name: _told(x, INPUTS[name]) for name, x in inputs.items()},
         "outputs": {name: _told(x, OUTPUTS.get(name, "")) for name, x in outputs.items()},
         "special": special,
-        "ends": run.tokenizer.ends._asdict(),
     }
+    if searches:  # ids around a text
+        told["ends"] = run.tokenizer.ends._asdict()
     weights.write(to, params)
     (to / "program.bin").write_bytes(exported.serialize())
     run.tokenizer.save(to)
