@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -21,6 +22,9 @@ import pytest
 
 from tfx import config as configs
 
+# Whoever runs the tests may ignore these, as nohup does; what is tested here heeds them.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if jax.__version_info__ < (0, 11):  # later versions do not know the flag

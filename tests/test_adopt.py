@@ -1,6 +1,7 @@
 """What a run takes over from another one, or from a folder of Hugging Face, and what it refuses."""
 
 import dataclasses
+import functools
 import random
 import shutil
 from pathlib import Path
@@ -308,3 +309,19 @@ def test_a_student_starts_as_every_second_layer_of_its_teacher(text, deep, tmp_p
 def test_layers_are_left_out_for_a_student_alone(text, deep, tmp_path):
     config = config_of(text, "masked_lm", init_from=str(deep), model__head="mlm", model__depth=6)
     refused(config, tmp_path / "run", r"there \(12, .*here \(6, ")
+
+
+@pytest.mark.parametrize("shape", [dict(fsdp=4, tensor=2, data=1), dict(tensor=8, data=1)])
+def test_what_was_trained_on_another_mesh_is_read_on_this_one(shape, run, folder):
+    """Eight devices do not divide 4 heads: such arrays lie whole on each."""
+    mesh = sharding.make_mesh(**shape)
+    for place in (str(run), str(folder("bert/BertForMaskedLM"))):
+        with jax.set_mesh(mesh):
+            model, params = adopt.load(place, mesh)
+            words = {"ids": np.full((8, 6), 7), "mask": np.ones((8, 6), np.int32)}
+            predict = functools.partial(model.apply, method="predict")
+            jax.jit(predict)({"params": params}, words)
+        found, here = adopt._by_path(jax.device_get(params)), params_in(place)
+        assert found.keys() == here.keys()
+        for path in here:
+            np.testing.assert_array_equal(found[path], here[path], err_msg=path)

@@ -1,4 +1,6 @@
 import base64
+import contextlib
+import datetime
 import hashlib
 import http.server
 import itertools
@@ -19,7 +21,7 @@ import jax
 import numpy as np
 import pytest
 
-from tfx import bucket, checkpoint, metrics, sharding, workdir
+from tfx import bucket, checkpoint, lock, metrics, sharding, workdir
 from tfx import train as training
 from tfx.main import main
 
@@ -31,6 +33,7 @@ class Cloud(http.server.ThreadingHTTPServer):
     Attributes:
       objects: {name: (content, generation)}.
       forbidden: whether it refuses to be written to.
+      times: when a generation was written, by a clock that is `ahead` of ours.
     """
 
     daemon_threads = True
@@ -39,7 +42,7 @@ class Cloud(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answer)
         self.objects, self.forbidden, self.lock = {}, False, threading.Lock()
-        self.generations = itertools.count(1)
+        self.generations, self.times, self.ahead = itertools.count(1), {}, 0.0
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -79,8 +82,10 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
     def about(self, name):
         content, generation = self.server.objects[name]
+        at = datetime.datetime.fromtimestamp(self.server.times.get(generation, 0), datetime.UTC)
         sums = {"md5Hash": base64.b64encode(hashlib.md5(content).digest()).decode()}
         known = {"name": name, "bucket": "bucket", "generation": f"{generation}"}
+        known["updated"] = f"{at:%Y-%m-%dT%H:%M:%S.%fZ}"
         return known | {"size": f"{len(content)}"} | sums
 
     def refused(self, name, query):
@@ -101,11 +106,13 @@ class Answer(http.server.BaseHTTPRequestHandler):
         if query["uploadType"] == "multipart":  # JSON, then the content
             between = re.search('boundary="?([^";]+)', self.headers["Content-Type"])[1]
             parts = body.split(f"--{between}".encode())[1:3]
-            about, body = (part.split(b"\n\n", 1)[1] for part in parts)
+            about, body = (re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1] for part in parts)
             query |= json.loads(about)
-            body = body.removesuffix(b"\n")
+            body = body.removesuffix(b"\n").removesuffix(b"\r")
         if not (refused := self.refused(name := query["name"], query)):
-            self.server.objects[name] = body, next(self.server.generations)
+            generation = next(self.server.generations)
+            self.server.objects[name] = body, generation
+            self.server.times[generation] = time.time() + self.server.ahead
         return refused or (200, {}, self.about(name))
 
     def read(self, name, query):
@@ -305,6 +312,67 @@ def test_who_may_not_write_is_told_before_anything_is_built(cloud, monkeypatch, 
     said = capsys.readouterr()
     assert re.fullmatch("error: cannot write to gs://bucket/theirs: [^\n]+\n", said.err)
     assert "not yours" in said.err and not said.out
+
+
+# ------------------------------------------------------------------ locks
+
+
+def left(cloud, url, age, **changes):
+    """A lock of another machine, whose last sign of life is so old."""
+    holder = lock._here() | {"verb": "train", "token": "theirs", "host": "far", "machine": "other"}
+    (bucket.place(url) / lock.NAME).write_text(json.dumps(holder | changes))
+    _, generation = cloud.objects[f"{url}/{lock.NAME}".removeprefix("gs://bucket/")]
+    cloud.times[generation] -= age
+
+
+def test_a_bucket_has_one_writer(cloud, monkeypatch, caplog):
+    url, ahead = "gs://bucket/locked", 3 * lock.LEASE
+    monkeypatch.setattr(cloud, "ahead", ahead)  # no clock of a machine counts
+    with lock.Lock(url, "train") as held:
+        held.acquire()
+        with pytest.raises(lock.Held, match=rf"locked: tfx train \(process {os.getpid()} on host"):
+            lock.check(url)
+        assert [path.name for path in bucket.local(url).iterdir()].count(lock.NAME) == 0
+    assert not [name for name in cloud.objects if name.startswith("locked/")]
+    left(cloud, url, 1)
+    with pytest.raises(lock.Held, match="on host far"):
+        lock.Lock(url, "train").acquire()
+    left(cloud, url, lock.LEASE + 1)
+    with lock.Lock(url, "train") as held:
+        held.acquire()
+        assert "taking over from tfx train" in caplog.text
+        left(cloud, url, 0)
+        with pytest.raises(lock.Held, match="has taken over"):
+            held.confirm()
+    assert json.loads(cloud.objects[f"locked/{lock.NAME}"][0])["token"] == "theirs"
+
+
+def test_of_many_that_want_a_lock_in_a_bucket_one_gets_it(cloud):
+    url = "gs://bucket/raced"
+    left(cloud, url, lock.LEASE + 1)
+    locks, won = [lock.Lock(url, "train") for _ in range(6)], []
+
+    def race(each):
+        with contextlib.suppress(lock.Held):
+            each.acquire()
+            won.append(each)
+
+    threads = [threading.Thread(target=race, args=[each]) for each in locks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    won[0].release()
+
+
+def test_signs_of_life_reach_the_bucket(cloud, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.02)
+    with lock.Lock("gs://bucket/alive", "train") as held:
+        held.acquire()
+        _, first = cloud.objects["alive/.lock"]
+        while cloud.objects["alive/.lock"][1] < first + 3:
+            time.sleep(0.01)
 
 
 # ------------------------------------------------------------------- runs

@@ -18,7 +18,7 @@ MODULES = {
 LAYERS = [
     [
         *("nn", "decode", "choose", "sharding", "metrics", "bucket", "data"),
-        *("lock", "records", "terminal"),
+        *("integrity", "lock", "records", "terminal"),
     ],
     ["models", "objectives"],
     [

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import jax
@@ -192,6 +193,89 @@ def test_the_watchdog_sleeps_until_the_first_piece_of_work_is_done():
             alive()
         time.sleep(1.5)
         with hosts.watchdog(0) as alive:
+            alive()
+    """
+    assert run(code)[0] == 0
+
+
+@pytest.fixture
+def heard():
+    """Signals that reach the handlers from before, each of which only notes them."""
+    numbers, received = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP), []
+    note = lambda number, frame: received.append(number)
+    before = [signal.signal(number, note) for number in numbers]
+    yield received
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_terminal_that_closes_may_say_so_many_times(number, heard):
+    """The shell hands SIGHUP on, the system sends it again, and a session's end brings SIGTERM."""
+    with hosts.stop_requests() as stopping:
+        for each in (signal.SIGHUP, signal.SIGHUP, number, signal.SIGHUP):
+            os.kill(os.getpid(), each)
+            assert stopping() == signal.SIGHUP and not heard
+        os.kill(os.getpid(), signal.SIGTERM)
+        if number != signal.SIGHUP:  # somebody insists
+            assert heard == [signal.SIGTERM]
+        assert stopping() == signal.SIGHUP
+    assert signal.getsignal(signal.SIGHUP) not in (signal.SIG_DFL, signal.SIG_IGN)
+
+
+def test_under_nohup_a_closed_terminal_is_ignored(heard):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with hosts.stop_requests() as stopping:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stopping() == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopping() == signal.SIGTERM
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_stop_requests_leave_no_threads_and_no_open_files():
+    count = lambda: (threading.active_count(), len(os.listdir("/proc/self/fd")))
+    before = count()
+    for _ in range(50):
+        with hosts.stop_requests(), hosts.watchdog(60) as alive:
+            alive()
+    until = time.time() + 10  # the threads end by themselves
+    while count() != before and time.time() < until:
+        time.sleep(0.05)
+    assert count() == before
+
+
+@pytest.mark.parametrize(
+    "process, count, told",
+    [
+        (
+            1,
+            2,
+            "process 1 waits for process 0 to join at {}, 4 s at most; process 0 does not answer",
+        ),
+        (0, 2, "process 0 waits for process 1 to join at {}, 4 s at most"),
+        (0, 4, "process 0 waits for processes 1, 2, 3 to join at {}, 4 s at most"),
+        (0, 99, "process 0 waits for processes 1, 2, 3, 4, 5, 6, 7, 8, ... to join at {}"),
+    ],
+)
+def test_who_is_waited_for_is_said_long_before_the_end(process, count, told):
+    where = f"127.0.0.1:{free_port()}"
+    code = (
+        "import sys; from tfx import hosts; hosts.PATIENT = 1; "
+        f"hosts.join('on', sys.argv[1], {count}, {process}, seconds=4)"
+    )
+    exit_code, error, _ = run(code, where)
+    lines = [line for line in error.splitlines() if line.startswith(("process ", "error: "))]
+    assert exit_code == 2 and len(lines) == 2 and lines[1].startswith("error: ")
+    assert lines[0].startswith(told.format(where))
+
+
+def test_a_process_without_standard_error_is_watched_too():
+    code = """
+        import sys
+        sys.__stderr__ = None
+        from tfx import hosts
+        with hosts.watchdog(60) as alive:
             alive()
     """
     assert run(code)[0] == 0

@@ -2,6 +2,7 @@ import inspect
 import io
 import json
 import logging
+import os
 import re
 import shlex
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import tfx
-from tfx import cli, translate, workdir
+from tfx import cli, lock, translate, workdir
 from tfx.config import defaults, freeze
 from tfx.hosts import Stopped
 from tfx.main import VERBS, main
@@ -390,3 +391,56 @@ def test_list_shows_runs(capsys, run, tmp_path):
         file.write(json.dumps(row) + "\n")
     main(["list", f"--workdir={run}"])
     assert "BLEU 41.0 on synthetic test" in capsys.readouterr().out
+
+
+def test_list_hides_no_run_behind_another(capsys, run, tmp_path):
+    """A model of somebody's own, a folder of something else, a damaged file; runs in a run."""
+    for name, text in (
+        ("own", '{"model": {"name": "convlm"}}'),
+        ("theirs", '{"architectures": ["Bert"]}'),
+        ("cut", '{"model": {'),
+        ("deep", "[" * 100_000),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+    Path(run, "scores.jsonl").write_bytes(b"\xff\n{}\n7")
+    workdir.prepare(tmp_path / "sweep" / "one", workdir.read_config(run))
+    workdir.prepare(tmp_path, workdir.read_config(run))
+    assert main(["list", f"--workdir={tmp_path}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [str(Path(line.partition("  ")[0]).relative_to(tmp_path)) for line in lines]
+    assert names == [".", "cut", "deep", "own", "run", "sweep/one", "theirs"]
+    wrong = {name for name, line in zip(names, lines, strict=True) if "cannot be shown: " in line}
+    assert wrong == {"cut", "deep", "own", "theirs"}
+    assert 'model.name = "convlm": choose from' in lines[3]
+    assert all("step 0 of 100,000  no score" in lines[n] for n in (0, 4, 5))
+
+
+def test_who_is_in_the_way_is_told_before_anything_is_imported(tmp_path):
+    """In a process of its own: within the five seconds that a person waits."""
+    with lock.Lock(tmp_path, "train") as held:
+        held.acquire()
+        code = (
+            "import sys; from tfx.main import main; code = main(sys.argv[1:]); "
+            "sys.exit(10 if 'jax' in sys.modules else code)"
+        )
+        for words in (
+            ["train", "--config=quickstart:tiny", f"--workdir={tmp_path}"],
+            ["average", "--workdir=x", "--last=2", f"--out={tmp_path}"],
+            ["import", "--from=x", f"--workdir={tmp_path}"],
+            ["export", "--workdir=x", f"--to={tmp_path}"],
+        ):
+            command = [sys.executable, "-c", code, *words]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 2, done.stderr
+            line = f"error: {tmp_path}: tfx train (process {os.getpid()} on host "
+            assert done.stderr.startswith(line) and len(done.stderr.splitlines()) == 1
+        assert main(["train", "--config=nope", "--dry_run", f"--workdir={tmp_path}"]) == 2
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "data", "tensorboard"])
+def test_a_place_that_will_not_do_is_told_before_anything_is_built(name, capsys, tmp_path):
+    (tmp_path / name).write_text("")
+    text = error(capsys, "train", TINY, f"--workdir={tmp_path}")
+    assert text.endswith("a file where the run keeps a folder; move it away")
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
@@ -10,11 +12,12 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from tfx import assemble, optim, sharding, translate
+import tfx
+from tfx import assemble, optim, records, sharding, translate, workdir
 from tfx import config as configs
 from tfx import train as training
 from tfx.data import tokenizer
-from tfx.schema import MESHES
+from tfx.schema import MESHES, Mesh
 from tfx.setup import create_state, init_state
 
 STEPS = 20
@@ -150,3 +153,81 @@ def test_translations_are_those_of_one_device(name, method):
     one, many = found(one_device()), found(sharding.make_mesh(**SHAPES[name]))
     assert [h.text for h in one] == [h.text for h in many]
     np.testing.assert_allclose([h.score for h in one], [h.score for h in many], rtol=1e-4)
+
+
+ALONE = """
+import dataclasses, sys
+import jax
+from tfx import train as training, workdir
+from tfx.main import main
+from tfx.schema import Mesh
+assert jax.device_count() == 1
+run, out = sys.argv[1:]
+text = [f"--source={out}/source", f"--target={out}/target"]
+for words in (
+    ["translate", f"--workdir={run}", f"--input={out}/source", f"--output={out}/translated"],
+    ["score", f"--workdir={run}", *text, f"--output={out}/scored"],
+    ["eval", f"--workdir={run}", "--split=valid", "--config.mesh=dp"],
+    ["average", f"--workdir={run}", "--last=2", f"--out={out}/averaged"],
+    ["translate", f"--workdir={out}/averaged", f"--input={out}/source", f"--output={out}/mean"],
+    ["export", f"--workdir={run}", f"--to={out}/exported", "--format=jax", "--shape=2,8"],
+    ["translate", f"--workdir={run}", f"--input={out}/source", "--config.mesh.tensor=4"],
+):
+    print("code", main(words))
+config = workdir.read_config(run)
+train = dataclasses.replace(config.train, steps=3)
+training.train(dataclasses.replace(config, train=train, mesh=Mesh()), run)
+"""
+
+
+def test_what_was_trained_on_eight_devices_is_used_on_one_and_back(toy_config, tmp_path, caplog):
+    """By every verb, on the mesh that fits there, which is said; and training goes on there."""
+    pytest.importorskip("flatbuffers")
+    sizes = {f"mesh.{axis}": size for axis, size in MESHES["fsdp_tp"].items()}
+    few = {"decode.method": "greedy", "decode.beam": 1, "eval.sentences": 4}
+    config = toy_config(sizes | few | {"train.steps": 2, "checkpoint.every": 1})
+    run = tmp_path / "run"
+    training.train(config, run)
+    lines, targets = ["red one", "", "three green blue"], ["one red", "", "blue green"]
+    for name, texts in (("source", lines), ("target", targets)):
+        (tmp_path / name).write_text("".join(f"{text}\n" for text in texts))
+    many = tfx.load(run)
+    assert many.mesh.shape["tensor"] == 2 and not caplog.records
+    translated, scored = many.translate(lines), many.score(lines, targets)
+
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, run, tmp_path], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    codes = re.findall(r"^code (\d)$", done.stdout, re.M)
+    assert codes == ["0"] * 6 + ["2"]
+    was = "mesh(data=1, fsdp=-1, tensor=2, sequence=1)"
+    notice = f"warning: 1 device here, the run was trained on {was}: using dp"
+    assert done.stderr.count(f"{notice}\n") == 5  # not where another mesh was asked for
+    asked = r"tensor=4, sequence=1\) does not cover the device: .* or --config.mesh=dp"
+    assert re.search(asked, done.stderr)
+    assert (tmp_path / "translated").read_text().splitlines() == translated
+    there = [float(line) for line in (tmp_path / "scored").read_text().splitlines()]
+    np.testing.assert_allclose(there, scored, rtol=1e-4, atol=1e-3)
+    assert (tmp_path / "exported" / "program.bin").exists()
+    assert [row["split"] for row in records.read(run / "scores.jsonl")[0]][:1] == ["valid"]
+
+    # And back: one step was made on one device, the next one is made on eight.
+    fsdp = dataclasses.replace(workdir.read_config(run), mesh=Mesh(1, -1, 2, 1))
+    assert tfx.load(run, config=fsdp).mesh.shape["fsdp"] == 4
+    train = dataclasses.replace(config.train, steps=4)
+    assert training.train(dataclasses.replace(config, train=train), run)["step"] == 4
+    assert len(tfx.load(tmp_path / "averaged").translate(lines)) == 3
+
+
+def test_an_ensemble_lies_on_one_mesh_that_fits_all_of_it(toy_config, tmp_path, caplog):
+    sizes = {f"mesh.{axis}": size for axis, size in MESHES["fsdp_tp"].items()}
+    few = {"decode.method": "greedy", "decode.beam": 1, "train.steps": 1}
+    training.train(toy_config(sizes | few), tmp_path / "a")
+    training.train(toy_config(few | {"seed": 1}), tmp_path / "b")
+    for name in ("tokenizer.json", "tokenizer.model"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    both = tfx.load([tmp_path / "a", tmp_path / "b"])
+    assert dict(both.mesh.shape) == dict(data=8, fsdp=1, tensor=1, sequence=1)
+    assert "8 devices here, the run was trained on mesh(data=1, fsdp=-1" in caplog.text
+    assert len(both.translate(["red one"])) == 1

@@ -394,3 +394,16 @@ def test_a_state_is_sharded_and_comes_back(tmp_path):
             *(jax.tree.leaves(step(s).params) for s in (state, again)), strict=True
         ):
             np.testing.assert_array_equal(one, two)
+
+
+def test_a_name_that_is_nearly_right_is_told_the_right_one():
+    for name, near in (("adm", "adam"), ("AdamW", "adamw"), ("lyon", "lion"), ("nadamW", "nadamw")):
+        with pytest.raises(ValueError, match=f"no optimiser of optax; did you mean {near}"):
+            optim.build(Optim(name=name), 10, 4)
+    assert {"adam", "adamw", "sgd", "lamb", "adafactor", "nadamw"} <= {*optim.names()}
+
+
+@pytest.mark.parametrize("name", ["lbfgs", "sm3", "rprop"])
+def test_what_wants_more_than_a_config_says_is_refused_before_a_step(name):
+    with pytest.raises(ValueError, match=f"optim.name = '{name}' does not train here"):
+        optim.build(Optim(name=name), 10, 4)

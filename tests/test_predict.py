@@ -56,13 +56,13 @@ def test_wrong_lines_are_refused_in_one_line(exercise, tmp_path, capsys):
     for content, why in (
         ("a\n\na\tb\tc\n", f"{file}:3: 3 columns; want TEXT, or TEXT<tab>TEXT"),
         ("a\nb\tc\n", f"{file}: lines of 1 and of 2 texts; give all as many"),
-        ("a\n\n" + "a " * 99, f"{file}: row 3: 101 tokens, data.max_length is 64; raise it"),
+        ("a\n\n" + "a " * 99, f"{file}:3: 101 tokens, the model takes at most 64"),
     ):
         file.write_text(content)
-        assert main(["predict", f"--workdir={tmp_path}", f"--input={file}"]) == 2
+        words = [f"--workdir={tmp_path}", f"--input={file}", "--long=fail"]
+        assert main(["predict", *words]) == 2
         assert capsys.readouterr().err.startswith(f"error: {why}")
-    cut = "--config.data.truncate"
-    assert main(["predict", f"--workdir={tmp_path}", f"--input={file}", cut]) == 0
+    assert main(["predict", f"--workdir={tmp_path}", f"--input={file}"]) == 0
     assert main(["predict", f"--workdir={tmp_path}", "--input=nowhere.txt"]) == 2
 
 

@@ -1,8 +1,12 @@
 import dataclasses
+import errno
+import gc
 import json
 import logging
 import os
 import signal
+import threading
+import time
 import warnings
 
 import jax
@@ -11,7 +15,7 @@ import pytest
 from jax.profiler import ProfileData
 from jax.sharding import PartitionSpec as P
 
-from tfx import assemble, checkpoint, hosts, metrics, sharding
+from tfx import assemble, checkpoint, hosts, lock, metrics, records, sharding
 from tfx import train as training
 from tfx.schema import Mesh
 from tfx.setup import create_state
@@ -60,18 +64,21 @@ def test_a_run_that_was_stopped_and_resumed_is_the_run_that_never_stopped(
     assert rows(tmp_path) == rows(straight(whole))
 
 
-def test_a_signal_saves_and_the_run_goes_on_from_there(toy_config, straight, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_the_run_goes_on_from_there(
+    number, toy_config, straight, tmp_path, monkeypatch
+):
     config, show = toy_config(NOISY), metrics.Screen.step
 
     def interrupt(self, step, *rest):
         show(self, step, *rest)
         if step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     monkeypatch.setattr(metrics.Screen, "step", interrupt)
     with pytest.raises(hosts.Stopped) as stopped:
         train(config, tmp_path)
-    assert stopped.value.signal == signal.SIGTERM
+    assert stopped.value.signal == number and not (tmp_path / lock.NAME).exists()
     with checkpoint.Checkpoints(tmp_path) as saved:
         assert saved.steps[-1] == 5
     monkeypatch.undo()
@@ -326,3 +333,103 @@ def test_metrics_are_one_history(tmp_path):
 
 def test_mesh_defaults_agree():
     assert dataclasses.asdict(Mesh()) == dict(data=-1, fsdp=1, tensor=1, sequence=1)
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """A function: have something done when a step is shown."""
+
+    def when(number, act):
+        show = metrics.Screen.step
+
+        def shown(self, step, *rest):
+            show(self, step, *rest)
+            if step == number:
+                act()
+
+        monkeypatch.setattr(metrics.Screen, "step", shown)
+
+    return when
+
+
+def test_a_full_disk_under_the_by_products_stops_no_training(
+    toy_config, straight, tmp_path, monkeypatch, capsys, at_step
+):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = toy_config(NOISY)
+    at_step(3, lambda: monkeypatch.setattr(records.Log, "append", full))
+    train(config, tmp_path)
+    said = capsys.readouterr().out
+    assert said.count("No space left on device") == 2 and "step 8/8" in said
+    assert [row["step"] for row in metrics.read(tmp_path)] == [1, 2, 3]
+    assert final(config, tmp_path, 8) == final(config, straight(config), 8)
+
+
+def test_a_run_holds_the_lock_of_its_workdir_and_gives_it_back(toy_config, tmp_path, at_step):
+    seen = []
+
+    def look():
+        with pytest.raises(lock.Held) as caught:
+            train(toy_config({"train.steps": 2}), tmp_path)
+        seen.append(str(caught.value))
+
+    at_step(1, look)
+    train(toy_config({"train.steps": 2}), tmp_path)
+    assert f"tfx train (process {os.getpid()} on host" in seen[0] and len(seen) == 1
+    assert not (tmp_path / lock.NAME).exists()
+    assert len((tmp_path / "starts.jsonl").read_text().splitlines()) == 1
+    with pytest.raises(ValueError, match="holds another run"):
+        train(toy_config({"seed": 5}), tmp_path)
+    assert not (tmp_path / lock.NAME).exists()
+
+
+def test_a_run_that_was_taken_over_saves_nothing_more(toy_config, tmp_path, at_step):
+    theirs = json.dumps({"host": "far", "pid": 1, "token": "theirs", "verb": "train"})
+    at_step(6, lambda: (tmp_path / lock.NAME).write_text(theirs))
+    with pytest.raises(lock.Held, match=r"on host far.* has taken over"):
+        train(toy_config(), tmp_path)
+    with checkpoint.Checkpoints(tmp_path) as saved:
+        assert saved.steps == [4]
+    assert (tmp_path / lock.NAME).read_text() == theirs
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"optim.name": "adm"}, "no optimiser of optax; did you mean adam"),
+        ({"optim.frozen": "nothing/there"}, "matches no parameter"),
+        ({"mesh.data": 1, "mesh.tensor": 8}, "does not divide"),
+        ({"mesh.data": 3}, "does not cover the 8 devices"),
+    ],
+)
+def test_what_needs_no_text_to_be_known_is_refused_before_it_is_read(
+    changes, message, toy_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(assemble, "open_tokenizer", lambda *_: pytest.fail("it was read"))
+    for start in (lambda: train(toy_config(changes), tmp_path / "run"),
+                  lambda: training.dry_run(toy_config(changes))):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            start()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_vocabulary_that_is_not_known_yet_is_no_reason_to_refuse_a_mesh(toy_config):
+    """8 devices do not divide 41 rows, but a tokenizer may come to have fewer."""
+    mesh = sharding.make_mesh(tensor=2)
+    training.check(toy_config({"tokenizer.vocab": 41}), mesh)
+    with pytest.raises(sharding.Misfit, match="vocabulary 41"):
+        training.check(toy_config({"model.vocab": 41}), mesh)
+
+
+def test_a_run_leaves_no_threads_and_no_open_files(toy_config, tmp_path):
+    count = lambda: (threading.active_count(), len(os.listdir("/proc/self/fd")))
+    counts = []
+    for n in range(3):
+        changes = {"train.steps": 6, "checkpoint.every": 1, "eval.every": 3}
+        train(toy_config(changes), tmp_path / f"{n}")
+        gc.collect()
+        time.sleep(0.2)
+        counts.append(count())
+    assert counts[2][0] <= counts[0][0] and counts[2][1] <= counts[0][1] + 1, counts

@@ -1,5 +1,7 @@
 import dataclasses
+import errno
 import json
+import os
 import subprocess
 
 import pytest
@@ -142,3 +144,66 @@ def test_an_older_config_without_a_key_reads_with_its_default(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(tree))
     assert workdir.read_config(tmp_path) == config()
     assert dataclasses.is_dataclass(workdir.read_config(tmp_path))
+
+
+def test_find_looks_below_a_run_too_but_not_into_it(tmp_path):
+    """`tfx train --workdir=runs/` makes a run of the folder of all others."""
+    for name in ("", "a", "sweep/lr1", "sweep/lr2", "checkpoints/1", "a/vocabulary", ".hidden"):
+        workdir.prepare(tmp_path / name, config())
+    names = ["", "a", "sweep/lr1", "sweep/lr2"]
+    assert workdir.find(tmp_path) == [tmp_path / name for name in names]
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "data", "tensorboard"])
+def test_a_file_in_the_place_of_a_folder_is_refused_at_once(name, tmp_path):
+    (tmp_path / name).write_text("")
+    for attempt in (workdir.check_place, lambda place: workdir.prepare(place, config())):
+        with pytest.raises(ValueError, match=f"{name}: a file where the run keeps a folder"):
+            attempt(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "starts.jsonl", "tokenizer.json"])
+def test_a_folder_in_the_place_of_a_file_is_refused_at_once(name, tmp_path):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"{name}: a folder where the run keeps a file"):
+        workdir.check_place(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_refused_and_nothing_is_made(tmp_path, monkeypatch):
+    def refuse(dir):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    workdir.check_place(tmp_path / "new" / "run")
+    monkeypatch.setattr(workdir.tempfile, "TemporaryFile", refuse)
+    for place in (tmp_path, tmp_path / "new" / "run"):
+        with pytest.raises(ValueError, match=r"cannot write here \(Read-only file"):
+            workdir.check_place(place)
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="cannot write here"):
+        workdir.check_place("/proc/nobody/run")
+
+
+def test_lines_that_are_no_rows_hide_no_others(tmp_path):
+    row = {"metric": "bleu", "score": 2.0, "main": True}
+    damaged = b'{"metric": "bleu", "score": 1.0}\n\xff\n[1]\n{"score": 3.0, "main": true}\n'
+    damaged += b'{"metric": "bleu", "score": "high"}\n'
+    (tmp_path / "scores.jsonl").write_bytes(damaged + json.dumps(row).encode() + b'\n{"metri')
+    assert workdir.progress(tmp_path) == (0, row)
+    (tmp_path / "starts.jsonl").write_bytes(b"\xff\xfe")
+    assert workdir.last_start(tmp_path)
+    workdir.prepare(tmp_path, config())
+    assert json.loads(workdir.last_start(tmp_path))["argv"] == []
+
+
+def test_what_describes_the_machine_may_change_once_a_run_is_trained(tmp_path):
+    workdir.prepare(tmp_path, config(mesh__fsdp=-1, mesh__data=1, mesh__tensor=2))
+    words = ["mesh=dp", "batch.tokens=7", "decode.tokens=8", "model.kernel=xla", "model.scan"]
+    words += ["model.remat=full", "train.dtype=bfloat16", "hardware=TPU: batch.tokens=9"]
+    chosen = workdir.changed(tmp_path, [f"--config.{word}" for word in words])
+    assert (chosen.mesh.tensor, chosen.batch.tokens, chosen.train.dtype) == (1, 7, "bfloat16")
+    with pytest.raises(
+        ValueError, match=r"model.width: is fixed .* only what describes the machine"
+    ):
+        workdir.changed(tmp_path, ["--config.model.width=8"])
+    with pytest.raises(ValueError, match=r"seed: is fixed .* only decode\.\* may change, and what"):
+        workdir.changed(tmp_path, ["--config.seed=8"], ("decode.",))

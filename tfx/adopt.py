@@ -17,7 +17,9 @@ HEADLESS = {"head": "none", "pooler": "none"}  # fields that make a head, and wh
 
 
 def load(place: str, mesh, dtype: str = "float32") -> tuple[nn.Module, dict[str, Any]]:
-    """The model of a workdir or a folder of Hugging Face, and the parameters on the devices."""
+    """The model of a workdir or a folder of Hugging Face, and the parameters on the devices of a
+    mesh: whatever the mesh that it was trained on, and where this one does not divide an array,
+    whole on each."""
     if checkpoint.is_run(place):
         config = workdir.read_config(place)
         config = dataclasses.replace(
@@ -26,14 +28,14 @@ def load(place: str, mesh, dtype: str = "float32") -> tuple[nn.Module, dict[str,
             train=dataclasses.replace(config.train, dtype=dtype),
         )
         model = assemble.build_model(config, assemble.tokenizer_of(place))
-        like = sharding.place(models.shapes(model), mesh)
+        like = sharding.place_any(models.shapes(model), mesh)
         with checkpoint.Checkpoints(place) as saved:
             return model, saved.weights(like, saved.choose()[0])
     found = pretrained.read(place, dtype)
-    placed = sharding.of_parameters(models.shapes(found.model), mesh)
+    like = sharding.place_any(models.shapes(found.model), mesh)
     # Every process reads the folder; each puts down what lies on its own devices.
-    put = lambda x, at: jax.make_array_from_callback(x.shape, at, lambda part: x[part])
-    return found.model, jax.tree.map(put, found.params, placed)
+    put = lambda x, at: jax.make_array_from_callback(x.shape, at.sharding, lambda part: x[part])
+    return found.model, jax.tree.map(put, found.params, like)
 
 
 def check(config: Config, directory) -> None:

@@ -97,6 +97,8 @@ def pull(directory: Path) -> None:
     with contextlib.suppress(FileNotFoundError):  # no such workdir yet
         for entry in system.ls(f"{home(directory)}", detail=True):
             file = directory / Path(entry["name"]).name
+            if file.name.startswith("."):  # a lock, and what would be another mark
+                continue
             if entry["type"] == "file" and file not in newer:
                 file.write_bytes(system.cat_file(entry["name"]))
                 os.utime(file, (0, 0))

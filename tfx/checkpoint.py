@@ -5,12 +5,11 @@ the step, the RNG key) and `meta` (JSON). Translation reads one of the first two
 """
 
 import dataclasses
-import itertools
 import json
 import logging
 import math
-import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from tfx import bucket, lock
+from tfx import bucket, integrity, lock
 from tfx.state import TrainState
 
 preserve = ocp.training.preservation_policies
@@ -77,6 +76,9 @@ class Checkpoints:
         nothing, for it may be that a run is saving.
       held: the lock of the workdir, which before every save must still be held.
 
+    Raises:
+      ValueError: the value of a checkpoint is damaged.
+
     Attributes:
       steps: those on disk, ascending.
     """
@@ -91,16 +93,20 @@ class Checkpoints:
     ):
         _quiet()
         self._workdir, self._held, self._saving = Path(workdir), held, None
+        self._home = bucket.home(workdir) / "checkpoints"
         policies = [preserve.LatestN(keep_last) if keep_last else preserve.PreserveAll()]
         if keep_best:
             policies += [BestOfEach(keep_best)]
         if keep_every:
             policies += [preserve.EveryNSteps(keep_every)]
+        for step in self._folders():
+            if why := integrity.damage(self._home / f"{step}", ()):  # which Orbax reads at once
+                raise ValueError(self._damaged(step, (), why))
         # Replicas share the writing of large arrays only: each slice is a program to compile.
         arrays = ocp.options.ArrayOptions
         saving = arrays.Saving(min_slice_bytes_for_replica_parallel=1 << 20)
         self._orbax = ocp.training.Checkpointer(
-            bucket.home(workdir) / "checkpoints",
+            self._home,
             preservation_policy=preserve.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=bool(keep_last),
             context=ocp.Context(array_options=arrays(saving=saving)),
@@ -184,7 +190,7 @@ class Checkpoints:
         wanted = {"params": like.params, "optimizer": _rest(like), "meta": None}
         if like.ema is not None:
             wanted["ema"] = like.ema
-        if "optimizer" not in self._items(step) and "data" not in self.meta(step):
+        if not self._has(step, "optimizer") and "data" not in self.meta(step):
             raise ValueError(
                 f"{self._orbax.directory} holds averaged parameters alone; "
                 "to train on, start a new workdir with --config.init_from"
@@ -201,7 +207,7 @@ class Checkpoints:
           like: tree of `jax.ShapeDtypeStruct`s with shardings.
         """
         step = self.steps[-1] if step is None else step
-        name = "ema" if "ema" in self._items(step) else "params"
+        name = "ema" if self._has(step, "ema") else "params"
         return self._read(step, {name: like})[name]
 
     def meta(self, step: int | None = None) -> dict:
@@ -209,13 +215,8 @@ class Checkpoints:
         step = self.steps[-1] if step is None else step
         return self._read(step, {"meta": None})["meta"]
 
-    def _items(self, step: int) -> dict[str, Any]:
-        """The shapes of what a checkpoint holds, by its name; of what is damaged, nothing."""
-        try:
-            return dict(self._orbax.checkpointables_metadata(step).metadata)
-        except _UNREADABLE as error:
-            _pass_on(error)
-            return {}
+    def _has(self, step: int, name: str) -> bool:
+        return (self._home / f"{step}" / name).exists()
 
     def _read(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
         """Load items of a checkpoint, laid out as `wanted` says.
@@ -223,33 +224,15 @@ class Checkpoints:
         Raises:
           ValueError: it is damaged, or holds parameters of other shapes.
         """
-        items = self._items(step)
-        for name, like in wanted.items():
-            if name not in items:
-                raise ValueError(self._damaged(step, wanted, f"{name} is missing"))
-            if name in ("params", "ema"):
-                stored = _shapes(items[name])
-                if not stored:
-                    raise ValueError(self._damaged(step, wanted, f"{name} cannot be read"))
-                self._check(stored, _shapes(like))
-        try:
-            return self._orbax.load_checkpointables(step, wanted)
-        except _UNREADABLE as error:
-            _pass_on(error)
-            rest, stored = wanted.get("optimizer"), _shapes(items.get("optimizer"))
-            if rest is not None and stored and len(stored) != len(jax.tree.leaves(rest)):
-                raise  # it is of another optimiser
-            bad = next((n for n in wanted if not self._loads(step, {n: wanted[n]})), "an item")
-            raise ValueError(self._damaged(step, wanted, f"{bad} cannot be read")) from error
-
-    def _loads(self, step: int, wanted: dict[str, Any]) -> bool:
-        if jax.process_count() > 1:  # that is done by all at once, and here one may be alone
-            return True
-        try:
-            self._orbax.load_checkpointables(step, wanted)
-        except _UNREADABLE:
-            return False
-        return True
+        if why := integrity.damage(self._home / f"{step}", wanted):
+            raise ValueError(self._damaged(step, wanted, why))
+        for name in {"params", "ema"} & {*wanted}:
+            found = ocp.metadata(self._home / f"{step}", checkpointable_name=name)
+            stored = _shapes(found.metadata)
+            if not stored:
+                raise ValueError(self._damaged(step, wanted, f"{name} cannot be read"))
+            self._check(stored, _shapes(wanted[name]))
+        return self._orbax.load_checkpointables(step, wanted)
 
     def _check(self, stored: dict[str, tuple], wanted: dict[str, tuple]) -> None:
         # Orbax names no parameter when shapes differ, and pads silently when not strict.
@@ -257,29 +240,36 @@ class Checkpoints:
         if differ:
             shown = [f"{k}: saved {stored.get(k)}, model {wanted.get(k)}" for k in differ[:4]]
             shown += [f"and {len(differ) - 4} more"] if len(differ) > 4 else []
-            where = self._orbax.directory
-            raise ValueError(f"checkpoint {where} does not fit the model: {'; '.join(shown)}")
+            raise ValueError(f"checkpoint {self._home} does not fit the model: {'; '.join(shown)}")
 
-    def _damaged(self, step: int, wanted: dict[str, Any], why: str) -> str:
+    def _damaged(self, step: int, wanted: Iterable[str], why: str) -> str:
         """A line that says what is wrong with a checkpoint, and which ones to take instead."""
-        where = self._orbax.directory / str(step)
+        where = self._home / f"{step}"
+        self._await_removal()
         if not where.exists():
             return f"{where}: was removed while it was read, as a run does that saves; try again"
-        others = [each for each in reversed(self.steps) if each != step]
-        intact = list(itertools.islice((n for n in others if self._is_intact(n, wanted)), 3))
+        others = sorted(each for each in self._folders() if each != step)
+        needed = {"params", "meta", *wanted}
+        intact = [n for n in others if not integrity.damage(self._home / f"{n}", needed)]
         if not intact:
             return f"checkpoint {where} is damaged ({why}), and no other one here is intact"
-        names = " and ".join(map(str, sorted(intact)))
+        names, fix = ", ".join(map(str, intact)), f"take --step={intact[-1]}, or "
         return (
-            f"checkpoint {where} is damaged ({why}); intact: {names}; take --step={intact[0]}, or "
-            "move that folder away and the run goes on from there"
+            f"checkpoint {where} is damaged ({why}); intact: {names}; {fix if wanted else ''}move "
+            "that folder away and the run goes on from there"
         )
 
-    def _is_intact(self, step: int, wanted: dict[str, Any]) -> bool:
-        """Whether a checkpoint has all items, and those wanted can be read."""
-        items = self._items(step)
-        whole = all(_shapes(items.get(name)) for name in {"params", "meta", *wanted})
-        return whole and self._loads(step, wanted)
+    def _await_removal(self) -> None:
+        """Give a run that saves here a moment: what looks damaged it may be about to remove."""
+        try:
+            lock.check(self._workdir)
+        except lock.Held:
+            time.sleep(1)
+
+    def _folders(self) -> list[int]:
+        """The steps that have a folder, whatever is in it."""
+        folders = self._home.iterdir() if self._home.is_dir() else ()
+        return [int(folder.name) for folder in folders if folder.name.isdigit()]
 
     def wait(self) -> None:
         """Block until the last save is on disk; raises what went wrong with it."""
@@ -304,18 +294,6 @@ class Checkpoints:
 
     def __exit__(self, *exception):
         self.close()
-
-
-# What Orbax raises where a file is missing, cut short or full of zeros.
-_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OSError)
-# Words of TensorStore and XLA where the storage or the memory is at fault, and not the file.
-_ELSEWHERE = re.compile("UNAVAILABLE|DEADLINE|PERMISSION|UNAUTHENTICATED|RESOURCE_EXHAUSTED")
-
-
-def _pass_on(error: Exception) -> None:
-    """Raise an error again that says nothing about the files."""
-    if isinstance(error, PermissionError) or _ELSEWHERE.search(str(error)):
-        raise error
 
 
 def _shapes(tree) -> dict[str, tuple]:

@@ -91,7 +91,8 @@ def evaluate(
     if not writable(directory) and hosts.leads():
         LOG.warning("%s: cannot write here; scores are shown and not kept", directory)
     with _folder(directory) as folder:
-        run = dataclasses.replace(translate.load(directory, step, average), config=config)
+        run = translate.load(directory, step, average, config)
+        run = dataclasses.replace(run, config=config)
         found = TASKS.get(rows, others)(Asked(run, split, config.decode, folder))
     common = {"split": split, "step": run.step, "averaged": average} | about
     # Equal where one evaluation may take the place of the other.

@@ -210,7 +210,8 @@ def in_turn(make: Callable[[], Any]) -> Any:
                 result = make()
             except Exception as raised:
                 error = raised
-        errors = gather(f"{error}" if error else "")
+        # One without a text, such as a broken pipe, is one all the same.
+        errors = gather("" if error is None else f"{error}" or type(error).__name__)
         for process, text in enumerate(errors):
             if text:
                 raise error or ValueError(f"process {process}: {text}")
@@ -225,11 +226,13 @@ def watchdog(seconds: float):
 
     It is a thread of C that does this: also where Python itself hangs.
     """
-    alive = lambda: faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
-    try:
-        yield alive if seconds else lambda: None
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+    with open(os.devnull, "w") as nowhere:  # of a process without standard error
+        stacks = sys.__stderr__ or nowhere
+        alive = lambda: faulthandler.dump_traceback_later(seconds, exit=True, file=stacks)
+        try:
+            yield alive if seconds else lambda: None
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ BEAT = 5.0  # seconds between signs of life
 FRESH = 15.0  # whose last one is not older than this lives
 LEASE = 120.0  # who gave none for so long is gone
 PAUSE = 0.05  # between two tries
+PATIENCE = 20.0  # with a bucket that does not answer
 LOG = logging.getLogger("tfx")
 
 
@@ -137,7 +138,10 @@ class Lock:
     def confirm(self) -> None:
         """Raise Held where another process has taken over, for this one gave no sign of life for
         too long; to be called before something is saved."""
-        found = self._place.find() if self._beating is not None else None
+        found = None
+        if self._beating is not None:
+            with contextlib.suppress(OSError, ValueError):  # the save itself will say what is wrong
+                found = self._place.find()
         if found is not None and not self._is_mine(found):
             who = _who(found.holder)
             raise Held(f"{self._where}: {who} has taken over; this process saves nothing more")
@@ -179,6 +183,7 @@ def beside(directory: str | os.PathLike) -> Path:
 def making(directory: str | os.PathLike, verb: str) -> Iterator[None]:
     """Hold the lock of a directory that is to be new, while it is made. It is given back where
     SIGTERM or SIGHUP ends the process, too, which in here raise SystemExit."""
+    check(directory)
     with Lock(directory, verb, beside(directory)) as held:
         held.acquire()
         with output.signals_as_exceptions():
@@ -362,7 +367,9 @@ class _Bucket:
 
     def __init__(self, path: Path):
         from google.cloud import storage
+        from google.cloud.storage.retry import DEFAULT_RETRY
 
+        self._how = dict(timeout=PATIENCE, retry=DEFAULT_RETRY.with_timeout(PATIENCE))
         self._url = f"{path.parent}"
         holder, _, self._name = f"{path}".removeprefix("gs://").partition("/")
         self._bucket = storage.Client().bucket(holder)
@@ -379,10 +386,10 @@ class _Bucket:
 
         try:
             blob = self._bucket.blob(self._name)
-            blob.upload_from_string(text, if_generation_match=generation)
+            blob.upload_from_string(text, if_generation_match=generation, **self._how)
         except exceptions.PreconditionFailed:
             return False
-        except exceptions.GoogleAPICallError as error:
+        except exceptions.GoogleAPIError as error:
             raise ValueError(f"cannot write to {self._url}: {error}") from error
         return True
 
@@ -390,13 +397,13 @@ class _Bucket:
         from google.api_core import exceptions
 
         try:
-            blob = self._bucket.get_blob(self._name)
+            blob = self._bucket.get_blob(self._name, **self._how)
             if blob is None:
                 return None
-            content = blob.download_as_bytes(if_generation_match=blob.generation)
+            content = blob.download_as_bytes(if_generation_match=blob.generation, **self._how)
         except (exceptions.NotFound, exceptions.PreconditionFailed):
             return None  # it was just given back, or changed
-        except exceptions.GoogleAPICallError as error:
+        except exceptions.GoogleAPIError as error:
             raise ValueError(f"cannot read {self._url}: {error}") from error
         return Found(_parsed(content), blob.updated.timestamp(), blob.generation)
 
@@ -406,9 +413,9 @@ class _Bucket:
 
         probe = self._bucket.blob(f"{self._name}.{secrets.token_hex(8)}")
         try:
-            probe.upload_from_string(b"")
-            probe.delete()
-        except exceptions.GoogleAPICallError:  # nothing can be written here
+            probe.upload_from_string(b"", **self._how)
+            probe.delete(**self._how)
+        except exceptions.GoogleAPIError:  # nothing can be written here
             return time.time()
         return probe.updated.timestamp()
 
@@ -419,4 +426,5 @@ class _Bucket:
         self._write(text, found.version)
 
     def remove(self, found: Found) -> None:
-        self._bucket.blob(self._name).delete(if_generation_match=found.version)
+        blob = self._bucket.blob(self._name)
+        blob.delete(if_generation_match=found.version, **self._how)

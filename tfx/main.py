@@ -339,8 +339,8 @@ def average(
     """
     if bool(last) == bool(best):
         raise ValueError("want one of --last=N and --best=N")
-    workdirs = split(workdir)
-    chosen = _changed(workdirs[0], overrides)
+    lock.check(out)
+    chosen = _changed(workdir, overrides)
     from tfx import hosts
     from tfx import translate as translation
 

@@ -270,7 +270,8 @@ class Screen:
         except (Exception, SystemExit) as error:  # where a pipe is closed, rich would exit
             if not self._failed:
                 self._failed = True
-                terminal.tell(f"warning: standard output: {_why(error)}; training goes on")
+                why = "Broken pipe" if isinstance(error, SystemExit) else _why(error)
+                terminal.tell(f"warning: standard output: {why}; training goes on")
 
     def step(self, step: int, numbers: dict[str, float], bleu: float | None = None) -> None:
         """The state of training after `step` updates."""

@@ -171,7 +171,7 @@ def build(config, steps: int, width: int, shapes=None) -> optax.GradientTransfor
     make = getattr(optax, config.name, None)
     known = inspect.signature(make).parameters if callable(make) else {}
     if "learning_rate" not in known:
-        near = difflib.get_close_matches(config.name, names(), 1)
+        near = difflib.get_close_matches(config.name.lower(), names(), 1)
         hint = f"did you mean {near[0]}?" if near else "try adam, adamw"
         raise ValueError(f"optim.name = {config.name!r} is no optimiser of optax; {hint}")
     settings = {k: getattr(config, k) for k in ("b1", "b2", "eps") if k in known}

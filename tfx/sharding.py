@@ -57,8 +57,8 @@ def make_mesh(
     sizes = [count // known if s == -1 else s for s in sizes]
     if math.prod(sizes) != count:
         raise Misfit(
-            f"mesh({shown}) does not cover the {count} devices: its sizes multiply to "
-            f"{math.prod(sizes)}; {fix}"
+            f"mesh({shown}) does not cover the {'device' if count == 1 else f'{count} devices'}: "
+            f"its sizes multiply to {math.prod(sizes)}; {fix}"
         )
     return Mesh(arrange(devices, sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -155,6 +155,19 @@ def place(boxed_shapes, mesh: Mesh):
     """The same shapes, unboxed, each with its sharding: what a restore should look like."""
     like = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
     return jax.tree.map(like, nn.unbox(boxed_shapes), of_parameters(boxed_shapes, mesh))
+
+
+def place_any(boxed_shapes, mesh: Mesh):
+    """As `place`; an array that the mesh does not divide lies whole on every device."""
+
+    def fit(x):
+        try:
+            x.sharding.shard_shape(x.shape)
+        except ValueError:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh))
+        return x
+
+    return jax.tree.map(fit, place(boxed_shapes, mesh))
 
 
 def of_batch(mesh: Mesh) -> NamedSharding:

@@ -27,8 +27,9 @@ def settle(stream: TextIO | None) -> None:
 def mute(stream: TextIO) -> None:
     """Let a stream that cannot be written to lead nowhere from now on."""
     try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-    except (OSError, ValueError):  # it has no file, or that is closed
+        file = stream.fileno()
+    except (OSError, ValueError, AttributeError):  # it has none, or that is closed
         return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, file)
+    os.close(nowhere)

@@ -224,10 +224,6 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
     assert names(tmp_path / "new") == ["mine"] and names(tmp_path) == ["file", "new"]
 
 
-def test_a_record_is_one_line_of_text():
-    assert output.one_line("a\nb\r\nc\0d\u2028e\tf") == "a b  c d\u2028e\tf"
-
-
 def test_a_stream_of_text_takes_the_place_of_standard_output(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     with output.open_text("-") as out:

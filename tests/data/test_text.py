@@ -213,6 +213,7 @@ def test_one_line_is_what_any_reader_takes_for_a_line(content):
     assert len(list(text.lines(io.BytesIO(f"{made}\n".encode())))) == 1
     assert len(io.StringIO(f"{made}\n", newline=None).readlines()) == 1
     assert made.replace(" ", "") == re.sub("[ \r\n]", "", content), "nothing else is lost"
+    assert text.one_line("a\nb\r\nc\0d\u2028e\tf") == "a b c d\u2028e\tf"
 
 
 # ----------------------------------------------------- lines that must not cost the whole file

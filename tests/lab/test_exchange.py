@@ -5,12 +5,14 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import sentencepiece
 from flax import linen as nn
 from safetensors.numpy import load_file
 
@@ -19,6 +21,7 @@ from tfx import assemble, models, pretrained, sharding, workdir
 from tfx.data import tokenizer, vocabulary
 from tfx.data.plan import round_up
 from tfx.lab import exchange, program
+from tfx.models import weights
 from tfx.objectives import name_of
 from tfx.translate import Run
 
@@ -426,3 +429,60 @@ def test_bytes_are_no_tokenizer_of_marian(runs, tmp_path):
     with pytest.raises(ValueError, match=r"tokenizer.kind = bytes: .* try --format=jax"):
         exchange.export(run, tmp_path / "out", "hf")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o002])
+def test_what_is_written_has_the_usual_modes(mask, tmp_path, runs):
+    """A server that is another user reads it where the umask lets it."""
+    pytest.importorskip("flatbuffers")
+    before = os.umask(mask)
+    try:
+        folder = folder_of(tmp_path / "hf", "bert", "bert", head="mlm")
+        exchange.bring(folder, tmp_path / "run")
+        exchange.export(opened(tmp_path / "run"), tmp_path / "back", "hf")
+        exchange.export(runs["post"], tmp_path / "program", "jax", "2,8")
+        if importlib.util.find_spec("ctranslate2"):
+            exchange.export(runs["post"], tmp_path / "ct2", "ctranslate2")
+        weights.write(tmp_path / "shards", {f"{n}": np.ones(9) for n in range(4)}, shard=80)
+    finally:
+        os.umask(before)
+    # Orbax makes the folders and files of a checkpoint.
+    paths = [path for path in tmp_path.rglob("*") if "checkpoints" not in path.parts]
+    assert len(paths) > 20 and {path.suffix for path in paths} >= {".safetensors", ".json", ".bin"}
+    for path in paths:
+        usual = (0o777 if path.is_dir() else 0o666) & ~mask
+        assert path.stat().st_mode & 0o777 == usual, path
+
+
+def test_a_program_has_its_tokenizer_beside_it(runs, tmp_path):
+    """With which text gets in and out again, by SentencePiece alone too."""
+    pytest.importorskip("flatbuffers")
+    run = runs["post"]
+    exchange.export(run, tmp_path / "out", "jax", "6,12")
+    ids = tokenizer.load(tmp_path / "out")
+    assert ids.fingerprint == run.tokenizer.fingerprint
+    model = sentencepiece.SentencePieceProcessor(f"{tmp_path}/out/tokenizer.model")
+    told = json.loads((tmp_path / "out/program.json").read_text())
+    around = told["ends"]
+    source = np.full((6, 12), told["special"]["pad"], np.int32)
+    for row, line in zip(source, LINES, strict=False):
+        words = [*around["before"], *model.encode(line), *around["after"]]
+        row[: len(words)] = words
+    found = jax.device_get(called(tmp_path / "out", {"source": source}))
+    rows = zip(found["tokens"][:, 0], found["lengths"][:, 0], strict=True)
+    texts = [
+        model.decode([int(id) for id in row[:n] if id not in around["after"]]) for row, n in rows
+    ]
+    assert texts[: len(LINES)] == run.translate(LINES)
+
+
+@pytest.mark.parametrize(
+    "format, package", [("jax", "flatbuffers"), ("ctranslate2", "ctranslate2")]
+)
+def test_a_package_that_is_missing_is_told_before_the_run_is_opened(format, package, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == package else find(name)
+    )
+    with pytest.raises(ValueError, match=rf"--format={format} needs {package}: pip install"):
+        exchange.check("new", format, "2,8" if format == "jax" else "")

@@ -245,14 +245,15 @@ def test_what_is_not_committed_does_not_run_elsewhere(root, tmp_path):
         launch(Job(argv, root=root, **CLOUD), "tpu")
 
 
-def test_without_the_tool_it_is_a_dry_run_that_prints_a_shell_script(
-    root, tmp_path, monkeypatch, capsys
-):
+def test_without_the_tool_nothing_runs_and_that_is_no_success(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", os.path.dirname(shutil.which("git")) + "/nothing")
     monkeypatch.setattr(launching, "revision", lambda root, head="f" * 40: head)
-    assert launch(Job(TRAIN, root=root, **CLOUD), "queued") == 0
+    assert launch(Job(TRAIN, root=root, **CLOUD), "queued", dry_run=True) == 0
+    dry, err = capsys.readouterr()
+    assert err == "dry run: nothing was run\n"
+    assert launch(Job(TRAIN, root=root, **CLOUD), "queued") == 2
     out, err = capsys.readouterr()
-    assert err == "dry run: gcloud is not installed here; nothing was run\n"
+    assert err.startswith("error: gcloud is not installed here, nothing was run; ") and out == dry
     assert "\n# delete: gcloud compute tpus queued-resources delete big " in out
     # What was printed is a script: here with stubs in place of the tools.
     bin, log = tmp_path / "bin", tmp_path / "log"
@@ -305,12 +306,12 @@ def test_when_one_fails_the_rest_are_ended(monkeypatch):
         assert time.monotonic() - began < 20
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_reaches_every_process_once(tmp_path, number):
     child = f"""if True:
         import os, signal, sys, time
         got = []
-        for each in (signal.SIGTERM, signal.SIGINT):
+        for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(each, lambda number, frame: got.append(number))
         open(f"{tmp_path}/up{{os.getpid()}}", "w")
         while not got: time.sleep(0.05)
@@ -388,3 +389,16 @@ def test_slurm_trains_on_two_nodes_and_goes_on_after_preemption(slurm, tmp_path)
     assert len((workdir / "starts.jsonl").read_text().splitlines()) == 2
     assert f"step {steps}/{steps}" in said.partition("stopped by")[2]
     assert (workdir / "checkpoints" / f"{steps}").is_dir()
+
+
+def test_under_nohup_a_launch_hands_no_closed_terminal_on(tmp_path):
+    child = f"open('{tmp_path}/up', 'w'); import time; time.sleep(2)"
+    parent = (
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+        f"from tfx.lab.launch import *; sys.exit(launch(Job({python(child)}, processes=2)))"
+    )
+    running = subprocess.Popen(python(parent), cwd=ROOT)
+    while not (tmp_path / "up").exists():
+        time.sleep(0.05)
+    running.send_signal(signal.SIGHUP)
+    assert running.wait(30) == 0

@@ -62,7 +62,6 @@ def bring(folder: str | Path, directory: str | Path) -> Config:
       ValueError: they are damaged or do not fit each other, no objective of tfx trains the head,
         or the workdir holds something.
     """
-    lock.check(directory)
     workdir.check_new(directory)
     found, ids = pretrained.read(folder), vocabulary.of_folder(folder)
     try:
@@ -167,7 +166,6 @@ def check(to: str | Path, format: str, shape: str = "") -> None:
     if format in NEEDS and importlib.util.find_spec(NEEDS[format][0]) is None:
         package, extra = NEEDS[format]
         raise ValueError(f'--format={format} needs {package}: pip install "tfx-research[{extra}]"')
-    lock.check(to)
     output.check_folder(to)
 
 

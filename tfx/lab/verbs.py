@@ -6,6 +6,7 @@ import sys
 from typing import Annotated
 
 from tfx import config as configs
+from tfx import lock
 from tfx.cli import Overrides, Spec, Step, Workdir
 from tfx.workdir import changed
 
@@ -103,6 +104,7 @@ def import_(
       tfx import --from=models/opus-mt-en-de --workdir=runs/opus
       tfx translate --workdir=runs/opus --input=in.en
     """
+    lock.check(workdir)
     from tfx import hosts
     from tfx.lab import exchange
 
@@ -130,6 +132,7 @@ def export(
       tfx export --workdir=runs/m30k --to=models/m30k-ct2 --format=ctranslate2
       tfx export --workdir=runs/m30k --to=models/m30k-jax --format=jax --shape=8,64
     """
+    lock.check(to)
     chosen = changed(workdir, overrides)
     from tfx import hosts, translate
     from tfx.lab import exchange
