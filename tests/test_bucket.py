@@ -1,5 +1,6 @@
 import base64
 import contextlib
+import dataclasses
 import datetime
 import hashlib
 import http.server
@@ -477,7 +478,8 @@ def test_a_save_under_way_is_no_checkpoint_yet_and_is_let_be(run):
     assert workdir.progress(url)[0] == 4
     with checkpoint.Checkpoints(url) as saved:
         assert saved.steps[-1] == 4 and half.exists()
-    training.train(made, url)  # which has nothing else to do
+    longer = dataclasses.replace(made.train, steps=made.train.steps + 1)
+    training.train(dataclasses.replace(made, train=longer), url)
     began = time.time()
     while half.exists():
         assert time.time() < began + 10

@@ -106,7 +106,7 @@ def test_a_process_that_stands_still_lives(holder, tmp_path, monkeypatch):
 def test_the_lock_of_a_process_that_died_is_taken_over_and_that_is_said(holder, tmp_path, caplog):
     holder.kill()
     with lock.Lock(tmp_path, "train") as held:  # a zombie: nobody has asked for its end yet
-        held.acquire()
+        held.acquire(seconds=10)  # which takes a moment
         assert f"taking over from tfx train (process {holder.pid} " in caplog.text
         held.confirm()
     assert names(tmp_path) == []
